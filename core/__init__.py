@@ -1,0 +1,1 @@
+"""What every room shares: the contract, protocols, GGUF headers, audits, statistics, verdicts. Pure."""

@@ -1,0 +1,256 @@
+"""What a GGUF header says about a variant: size, types by tensor group, imatrix provenance, flags."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from gguf import LlamaFileType
+from pydantic import BaseModel, ConfigDict
+
+from core.gguf_files import label_of
+from core.gguf_header import GGUFHeader, Tensor
+
+Group = Literal["attention", "ffn", "experts", "ssm", "embeddings", "output", "norms", "other"]
+GROUPS: tuple[Group, ...] = ("attention", "ffn", "experts", "ssm", "embeddings", "output", "norms", "other")
+
+#: Types that keep under four bits a weight: the ones an importance matrix matters most for.
+LOW_BIT = frozenset(
+    "Q2_K Q3_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0".split()
+)  # fmt: skip
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TypeShare(_Model):
+    """How much of a model is kept in one tensor type."""
+
+    count: int
+    params: int
+    bytes: int
+
+
+class Imatrix(_Model):
+    """The importance matrix that llama-quantize wrote into the header (its keys may be stale after requantizing)."""
+
+    file: str | None
+    dataset: str | None
+    entries: int | None
+    chunks: int | None
+
+
+class BaseModelRef(_Model):
+    """A base model that the header names; a claim of the uploader, not a proof."""
+
+    name: str | None = None
+    organization: str | None = None
+    repo_url: str | None = None
+    repo_id: str | None = None
+
+
+class Flag(_Model):
+    """Something worth a look: a stable code and a sentence."""
+
+    code: str
+    detail: str
+
+
+class Inspection(_Model):
+    """Everything ``quantcard inspect`` tells; sizes in bytes, ``bpw`` = 8 x tensor bytes / parameters."""
+
+    architecture: str | None
+    n_params: int
+    size_bytes: int
+    bpw: float
+    file_type: str | None
+    n_tensors: int
+    tensor_types: dict[str, TypeShare]
+    groups: dict[Group, dict[str, TypeShare]]
+    imatrix: Imatrix | None
+    base_models: list[BaseModelRef]
+    shards: int
+    chat_template_sha256: str | None
+    n_vocab: int | None
+    n_ctx_train: int | None
+    flags: list[Flag]
+
+
+def group_of(name: str) -> Group:
+    """The group a tensor belongs to, by llama.cpp's naming (``blk.3.attn_q.weight``)."""
+    parts = name.split(".")
+    short = parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]
+    if "norm" in short:
+        return "norms"
+    if short in ("token_embd", "position_embd", "token_types", "per_layer_token_embd"):
+        return "embeddings"
+    if short == "output":
+        return "output"
+    if "_exps" in short or "shexp" in short or short in ("ffn_gate_inp", "exp_probs_b"):
+        return "experts"
+    if short.startswith("ssm_") or short.startswith("time_mix"):
+        return "ssm"
+    if short.startswith("ffn_") or short.startswith("channel_mix"):
+        return "ffn"
+    if short.startswith("attn"):
+        return "attention"
+    return "other"
+
+
+def file_type_name(kv: dict[str, Any]) -> str | None:
+    """``general.file_type`` as llama.cpp's label (``Q4_K_M``), or None when absent or unknown."""
+    value = kv.get("general.file_type")
+    if not isinstance(value, int):
+        return None
+    try:
+        return LlamaFileType(value & ~1024).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:
+        return f"file_type {value}"
+
+
+def _shares(tensors: Sequence[Tensor]) -> dict[str, TypeShare]:
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for tensor in tensors:
+        row = sums[tensor.type_name]
+        row[0] += 1
+        row[1] += tensor.n_elements
+        row[2] += tensor.n_bytes
+    return {name: TypeShare(count=c, params=p, bytes=b) for name, (c, p, b) in sorted(sums.items())}
+
+
+def inspect(headers: Sequence[GGUFHeader], *, size_bytes: int, name: str, shards_expected: int = 1) -> Inspection:
+    """Audit a variant from its shards' headers (the first holds the key-values).
+
+    Args:
+        headers: one per file at hand, first shard first.
+        size_bytes: bytes of all its files.
+        name: its file name, for the label.
+        shards_expected: how many shards the name or ``split.count`` promises.
+    """
+    kv = headers[0].kv
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    n_params = sum(tensor.n_elements for tensor in tensors)
+    n_bytes = sum(tensor.n_bytes for tensor in tensors)
+    groups: dict[Group, dict[str, TypeShare]] = {}
+    for group in GROUPS:
+        members = [tensor for tensor in tensors if group_of(tensor.name) == group]
+        if members:
+            groups[group] = _shares(members)
+    template = kv.get("tokenizer.chat_template")
+    arch = headers[0].architecture
+    inspection = Inspection(
+        architecture=arch,
+        n_params=n_params,
+        size_bytes=size_bytes,
+        bpw=8 * n_bytes / n_params if n_params else 0.0,
+        file_type=file_type_name(kv),
+        n_tensors=len(tensors),
+        tensor_types=_shares(tensors),
+        groups=groups,
+        imatrix=_imatrix(kv),
+        base_models=base_models(kv),
+        shards=shards_expected,
+        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+        n_vocab=_vocab_size(kv),
+        n_ctx_train=_int(kv.get(f"{arch}.context_length")),
+        flags=[],
+    )
+    found = _flags(inspection, tensors, name=name, n_headers=len(headers))
+    return inspection.model_copy(update={"flags": found})
+
+
+def _int(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _str(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _vocab_size(kv: dict[str, Any]) -> int | None:
+    tokens = kv.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        return len(tokens)
+    return getattr(tokens, "length", None)
+
+
+def _imatrix(kv: dict[str, Any]) -> Imatrix | None:
+    keys = ("file", "dataset", "entries_count", "chunks_count")
+    values = [kv.get(f"quantize.imatrix.{key}") for key in keys]
+    if all(value is None for value in values):
+        return None
+    return Imatrix(
+        file=_str(values[0]), dataset=_str(values[1]), entries=_int(values[2]), chunks=_int(values[3])
+    )
+
+
+def base_models(kv: dict[str, Any]) -> list[BaseModelRef]:
+    """The base models that ``general.base_model.*`` names (what the uploader says)."""
+    count = _int(kv.get("general.base_model.count")) or 0
+    found = []
+    for index in range(min(count, 16)):
+        prefix = f"general.base_model.{index}."
+        url = _str(kv.get(prefix + "repo_url"))
+        found.append(
+            BaseModelRef(
+                name=_str(kv.get(prefix + "name")),
+                organization=_str(kv.get(prefix + "organization")),
+                repo_url=url,
+                repo_id=repo_id_of(url),
+            )
+        )
+    return found
+
+
+def repo_id_of(url: str | None) -> str | None:
+    """``owner/name`` at the end of a repo's address, or None."""
+    parts = [part for part in (url or "").split("?")[0].rstrip("/").split("/") if part]
+    return "/".join(parts[-2:]) if len(parts) >= 4 and "." in parts[-3] else None
+
+
+def _flags(found: Inspection, tensors: Sequence[Tensor], *, name: str, n_headers: int) -> list[Flag]:
+    flags: list[Flag] = []
+
+    def flag(code: str, detail: str) -> None:
+        flags.append(Flag(code=code, detail=detail))
+
+    if n_headers < found.shards:
+        flag("shards-missing", f"{n_headers} of {found.shards} shards are there.")
+    label = label_of(name).removeprefix("UD-").removeprefix("I1-")
+    if found.file_type and label != found.file_type and label in _FILE_TYPES:
+        flag("label-mismatch", f"The name says {label}, the header says {found.file_type}.")
+    fallback = _fallbacks(found.file_type, tensors)
+    if fallback:
+        flag("fallback-types", fallback)
+    low = sorted(set(found.tensor_types) & LOW_BIT)
+    if low and found.imatrix is None:
+        flag("no-imatrix", f"Tensors in {', '.join(low)} and no imatrix keys in the header.")
+    for group in ("attention", "ssm"):
+        if "MXFP4" in found.groups.get(group, {}):
+            flag(f"mxfp4-{group}", f"MXFP4 on {group} tensors, which it was found to hurt most.")
+    ssm_low = sorted({t.type_name for t in tensors if "ssm_out" in t.name} & LOW_BIT)
+    if ssm_low:
+        flag("low-bit-ssm-out", f"ssm_out in {', '.join(ssm_low)}: little saved, much lost.")
+    if any(kind.startswith("TYPE_") for kind in found.tensor_types):
+        flag("unknown-types", "Tensor types that this version of gguf does not know.")
+    return flags
+
+
+_FILE_TYPES = {kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
+
+
+def _fallbacks(file_type: str | None, tensors: Sequence[Tensor]) -> str | None:
+    """A sentence when rows that are no multiple of 256 forced K- or I-quants into other types, else None."""
+    # IQ4_NL is the one I-quant with blocks of 32: such rows are at home in it.
+    if file_type is None or file_type == "IQ4_NL" or not (file_type[:2] == "IQ" or "_K" in file_type):
+        return None
+    matrices = [t for t in tensors if len(t.shape) >= 2 and t.type_name != "F32"]
+    forced = [t for t in matrices if t.shape[0] % 256 and t.type_name not in _FLOATS]
+    if not forced:
+        return None
+    kinds = ", ".join(f"{n} in {kind}" for kind, n in sorted(Counter(t.type_name for t in forced).items()))
+    return f"{len(forced)} of {len(tensors)} tensors fell back to other types ({kinds}): rows are no multiple of 256."

@@ -1,0 +1,281 @@
+"""The contract between the rooms: a job's spec, the events it prints, the result it gives.
+
+Everything that crosses a process boundary or is stored is one of these models. Units stand in the names
+(``_bytes``, ``_ns``); probabilities are fractions, KLD and ln(PPL) are in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from core.canonical import fingerprint
+from core.protocol import Protocol
+
+CONTRACT_VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Estimate(_Model):
+    """A mean with its standard error (llama-perplexity's ±)."""
+
+    value: float
+    stderr: float
+
+
+class KLD(_Model):
+    """KL divergence (nats) of the variant's next-token distribution from the baseline's, over scored tokens."""
+
+    mean: float
+    stderr: float
+    max: float
+    p99_9: float
+    p99: float
+    p95: float
+    p90: float
+    median: float
+    p10: float
+    p5: float
+    p1: float
+    p0_1: float
+    min: float
+
+
+class DeltaP(_Model):
+    """Change of the probability given to the actual next token (fractions; negative: less likely)."""
+
+    mean: float
+    stderr: float
+    rms: float
+    rms_stderr: float
+    max: float
+    p99_9: float
+    p99: float
+    p95: float
+    p90: float
+    p75: float
+    median: float
+    p25: float
+    p10: float
+    p5: float
+    p1: float
+    p0_1: float
+    min: float
+
+
+class Environment(_Model):
+    """What we found on the machine that measured; figures of different environments carry a mark."""
+
+    llama_cpp: str = Field(description="llama-cpp-python version and llama.cpp build")
+    backend: str = Field(description="devices llama.cpp may use, e.g. 'CPU' or 'CUDA0: NVIDIA L4'")
+    system_info: str = Field(description="llama_print_system_info: SIMD features, repacking")
+    cpu: str
+    gpu: str | None = None
+    driver: str | None = None
+    n_threads: int
+    n_gpu_layers: int
+    repack: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON of this environment (64 hex digits)."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+class ExactBase(_Model):
+    """The comparison with the base's true NLL, kept while recording: the 16-bit base file clips it."""
+
+    ppl_base: Estimate
+    ln_ppl_ratio: Estimate
+    ppl_ratio: Estimate
+
+
+class QualityResult(_Model):
+    """llama-perplexity's figures of one variant against one baseline, to the printed digit."""
+
+    kind: Literal["quality"] = "quality"
+    ppl: Estimate
+    ppl_base: Estimate = Field(description="from the base file; biased low where that file clips: see exact")
+    ppl_ratio: Estimate
+    ln_ppl_ratio: Estimate
+    ppl_cor: float = Field(description="correlation of ln PPL(Q) and ln PPL(base), fraction")
+    kld: KLD
+    delta_p: DeltaP
+    same_top: Estimate = Field(description="share of tokens where both models' top token agrees")
+    n_tokens: int = Field(description="scored tokens")
+    n_chunks: int
+    exact: ExactBase | None = Field(default=None, description="unclipped comparison, where the base NLL is known")
+    protocol: dict[str, Any]
+    environment: Environment
+
+
+class SpeedTest(_Model):
+    """One test of llama-bench with its field names; speeds in tokens per second, times in ns."""
+
+    model_filename: str
+    model_type: str
+    model_size: int
+    model_n_params: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    type_k: str
+    type_v: str
+    n_gpu_layers: int
+    flash_attn: str
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    test_time: str
+    avg_ns: int
+    stddev_ns: int
+    avg_ts: float
+    stddev_ts: float
+    samples_ns: list[int]
+    samples_ts: list[float]
+    peak_memory_bytes: int = Field(description="peak resident memory of the process during this test (VmHWM)")
+    peak_vram_bytes: int | None = Field(default=None, description="VRAM of this process, by NVML, if any")
+
+
+class SpeedResult(_Model):
+    """The speed tests of one variant in one environment."""
+
+    kind: Literal["speed"] = "speed"
+    tests: list[SpeedTest]
+    environment: Environment
+
+
+class BaselineResult(_Model):
+    """What recording a baseline gave besides the artifact itself."""
+
+    kind: Literal["baseline"] = "baseline"
+    path: str
+    format: Literal["logits"]
+    size_bytes: int
+    sha256: str
+    reference_sha256: str
+    ppl: Estimate = Field(description="the reference's own perplexity, exact")
+    n_ctx: int
+    n_vocab: int
+    n_chunks: int
+    n_tokens: int
+    environment: Environment
+
+
+class QuantizeResult(_Model):
+    """A quantized file made by llama.cpp's own quantizer."""
+
+    kind: Literal["quantize"] = "quantize"
+    path: str
+    file_type: str
+    size_bytes: int
+
+
+Result = Annotated[QualityResult | SpeedResult | BaselineResult | QuantizeResult, Field(discriminator="kind")]
+
+
+class Machine(_Model):
+    """How a job may use the machine; none of it is meant to change a quality figure."""
+
+    n_threads: int = Field(default=0, description="0: the physical cores")
+    n_gpu_layers: int = Field(default=-1, description="-1: all that fit the device")
+
+
+class BaselineSpec(_Model):
+    """Record ``reference`` over ``corpus`` into ``out``."""
+
+    kind: Literal["baseline"] = "baseline"
+    reference: str
+    corpus: str
+    out: str
+    format: Literal["logits"] = "logits"
+    n_ctx: int = 512
+    chunks: int = -1
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    machine: Machine = Machine()
+
+
+class QualitySpec(_Model):
+    """Measure ``model`` against ``baseline``."""
+
+    kind: Literal["quality"] = "quality"
+    model: str
+    baseline: str
+    chunks: int = -1
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    protocol: Protocol | None = None
+    machine: Machine = Machine()
+
+
+class SpeedSpec(_Model):
+    """Time ``model`` as llama-bench does."""
+
+    kind: Literal["speed"] = "speed"
+    model: str
+    n_prompt: list[int] = [512]
+    n_gen: list[int] = [128]
+    repetitions: int = Field(default=5, ge=1)
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    machine: Machine = Machine()
+
+
+class QuantizeSpec(_Model):
+    """Make ``out`` from ``model`` with llama.cpp's quantizer (for the demo: its quants are made on the spot)."""
+
+    kind: Literal["quantize"] = "quantize"
+    model: str
+    out: str
+    file_type: str
+    machine: Machine = Machine()
+
+
+JobSpec = Annotated[BaselineSpec | QualitySpec | SpeedSpec | QuantizeSpec, Field(discriminator="kind")]
+
+
+class ProgressEvent(_Model):
+    """How far a job is: one JSON line on the measuring process's stdout."""
+
+    event: Literal["progress"] = "progress"
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+class ErrorEvent(_Model):
+    """Why a job ended without a result; ``type`` names a class of :mod:`core.errors`."""
+
+    event: Literal["error"] = "error"
+    type: str
+    message: str
+
+
+class ResultEvent(_Model):
+    """The job's result: its last line."""
+
+    event: Literal["result"] = "result"
+    version: int = CONTRACT_VERSION
+    result: Result
+
+
+Event = Annotated[ProgressEvent | ErrorEvent | ResultEvent, Field(discriminator="event")]
+
+job_spec_adapter: TypeAdapter[Any] = TypeAdapter(JobSpec)
+event_adapter: TypeAdapter[Any] = TypeAdapter(Event)
+result_adapter: TypeAdapter[Any] = TypeAdapter(Result)

@@ -1,0 +1,112 @@
+"""Errors a user may see: each a named type with one sentence to act on, an exit code, and a retry class."""
+
+from __future__ import annotations
+
+
+class QuantcardError(Exception):
+    """Something went wrong that a person can act on; ``str()`` is the sentence they read."""
+
+    exit_code = 1
+    #: whether the same work may succeed later without anyone changing anything (a lost machine, a busy Hub)
+    retryable = False
+
+
+class SettingsError(QuantcardError):
+    """A setting is missing or contradicts another."""
+
+    exit_code = 2
+
+
+class InputError(QuantcardError):
+    """A file given to us is not what it should be; the same file will never work."""
+
+    exit_code = 3
+
+
+class GGUFError(InputError):
+    """The GGUF file is missing, truncated, or not GGUF."""
+
+
+class CorpusError(InputError):
+    """The corpus is missing, empty, or too short for the protocol."""
+
+
+class BaselineError(InputError):
+    """The baseline is missing, corrupt, or was not recorded for this measurement."""
+
+
+class VocabularyMismatchError(BaselineError):
+    """The variant's vocabulary is not the baseline's, so their token distributions can't be compared."""
+
+
+class NonFiniteLogitsError(InputError):
+    """The model's logits hold NaN or infinities: INVALID, not averaged away."""
+
+
+class HubError(QuantcardError):
+    """The Hub said no, or said nothing."""
+
+    exit_code = 4
+
+
+class HubUnreachableError(HubError):
+    """No answer from the Hub, or one of its passing faults (5xx)."""
+
+    retryable = True
+
+
+class HubAuthError(HubError):
+    """The token is missing, unknown, or lacks a right (401, 403)."""
+
+
+class HubNotFoundError(HubError):
+    """The repo, revision or file is not there, or not for this token (404)."""
+
+
+class HubRateLimitError(HubError):
+    """The Hub's request budget is spent (429)."""
+
+    retryable = True
+
+
+class HubConflictError(HubError):
+    """Somebody committed in between (409, 412)."""
+
+    retryable = True
+
+
+class JobError(QuantcardError):
+    """A job ended without figures."""
+
+    exit_code = 5
+
+
+class MeasurementDiedError(JobError):
+    """The measuring process died of a signal, of memory or of its time limit."""
+
+    retryable = True
+
+
+class JobProtocolError(JobError):
+    """The measuring process ended without a result we can read."""
+
+    retryable = True
+
+
+class StorageError(QuantcardError):
+    """The disk is full or the database can't be used."""
+
+    exit_code = 6
+    retryable = True
+
+
+class LeaseLostError(JobError):
+    """Another worker has taken the job over; what this one measured is not written."""
+
+
+def by_name(name: str) -> type[QuantcardError]:
+    """The error type called ``name``, or :class:`JobError` where there is none (an older or newer job)."""
+    found = globals().get(name)
+    if isinstance(found, type) and issubclass(found, QuantcardError):
+        return found
+    return JobError

@@ -1,0 +1,1 @@
+"""Measures. Runs on the GPU box with no token and no network: gets paths, gives figures."""

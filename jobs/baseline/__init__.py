@@ -1,0 +1,1 @@
+"""What is recorded once from a reference and compared with ever after."""

@@ -1,0 +1,167 @@
+"""Measures a variant's quality against a baseline: perplexity, KL divergence, Δp, same top p."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.contract import QualityResult, QualitySpec
+from core.errors import BaselineError, VocabularyMismatchError
+from core.statistics import TokenScores, exact_base, quality_statistics
+from jobs.baseline.kld_file import KldReader
+from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256
+from jobs.decode import batch_shape, decode_group, groups
+from jobs.divergence import compare_rows, run_blocks
+from jobs.llama import Context, Model, environment
+
+Progress = Callable[[str, int, int], None]
+
+
+def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
+    """Raise :class:`BaselineError` when a base file and its companion do not belong together."""
+    if meta is None:
+        return
+    shape = reader.shape
+    same = (meta.n_ctx, meta.n_vocab, meta.n_chunks) == (shape.n_ctx, shape.n_vocab, shape.n_chunks)
+    tokens = np.ascontiguousarray(reader.tokens, dtype="<i4").tobytes()
+    if not same or hashlib.sha256(tokens).hexdigest() != meta.tokens_sha256:
+        raise BaselineError(
+            f"{reader.path} and its .json do not belong together: one of them is corrupt. Record it again."
+        )
+
+
+def check_vocabulary(model: Model, reader: KldReader, meta: BaselineMeta | None) -> None:
+    """Raise :class:`VocabularyMismatchError` unless the model's tokens are the baseline's."""
+    name, shape = model.path.name, reader.shape
+    if model.n_vocab != shape.n_vocab:
+        raise VocabularyMismatchError(
+            f"{name} has a vocabulary of {model.n_vocab} tokens, the baseline of {shape.n_vocab}: "
+            "it was recorded from another model. Record a baseline from this model's own F16 or BF16."
+        )
+    if meta is None:
+        return
+    if vocab_sha256(model.vocab_texts()) != meta.vocab_sha256:
+        raise VocabularyMismatchError(
+            f"{name} has as many tokens as the baseline, but other ones: it was recorded from another model. "
+            "Record a baseline from this model's own F16 or BF16."
+        )
+    if model.add_bos != meta.add_bos:
+        raise VocabularyMismatchError(
+            f"{name} {'adds' if model.add_bos else 'does not add'} a BOS token, its baseline was recorded "
+            "the other way round; the figures would not be comparable. Fix tokenizer.ggml.add_bos_token."
+        )
+
+
+def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
+    """Every figure that ``llama-perplexity --kl-divergence`` prints, for one model and one base file.
+
+    Raises:
+        GGUFError: the model can't be used.
+        BaselineError: the baseline can't be used.
+        VocabularyMismatchError: they do not belong together.
+        NonFiniteLogitsError: the model is INVALID.
+    """
+    reader = KldReader(Path(spec.baseline))
+    meta = read_meta(Path(spec.baseline))
+    check_meta(reader, meta)
+    found = environment(spec.machine)
+    kld_shape = reader.shape
+    n_chunks = kld_shape.n_chunks if spec.chunks < 0 else min(spec.chunks, kld_shape.n_chunks)
+    if n_chunks == 0:
+        raise BaselineError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
+    shape = batch_shape(n_ctx=kld_shape.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
+    rows = kld_shape.rows_per_chunk
+    nll, nll_base = (np.zeros((n_chunks, rows), dtype=np.float32) for _ in range(2))
+    kld = np.zeros((n_chunks, rows), dtype=np.float64)
+    same_top = np.zeros((n_chunks, rows), dtype=np.bool_)
+    with Model(Path(spec.model), spec.machine) as model:
+        check_vocabulary(model, reader, meta)
+        context = Context(
+            model,
+            n_ctx=kld_shape.n_ctx,
+            n_seq=min(shape.n_seq, n_chunks),
+            n_batch=min(shape.n_batch, shape.n_ctx * n_chunks),
+            n_ubatch=spec.n_ubatch,
+            type_k=spec.type_k,
+            type_v=spec.type_v,
+            flash_attn=spec.flash_attn,
+            n_threads=found.n_threads,
+        )
+        with context, ThreadPoolExecutor(found.n_threads) as pool:
+            for group in groups(n_chunks, shape.n_seq):
+                progress("measuring", group.start, n_chunks)
+                base = np.stack([reader.chunk(index) for index in group])
+                _check_sums(base, group, meta)
+                group_tokens = reader.tokens[group.start : group.stop]
+                for scored in decode_group(context, model, group_tokens, shape):
+                    targets = group_tokens[scored.chunk, scored.row + kld_shape.first + 1].astype(np.int64)
+
+                    def work(part: slice, scored=scored, targets=targets, base=base, group=group) -> None:  # type: ignore[no-untyped-def]
+                        chunk, row = scored.chunk[part], scored.row[part]
+                        n = len(chunk)
+                        a, b = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.float32)
+                        d, top = np.empty(n, dtype=np.float64), np.empty(n, dtype=np.bool_)
+                        compare_rows(
+                            scored.logits[part],
+                            targets[part],
+                            base[chunk, row],
+                            nll=a,
+                            nll_base=b,
+                            kld=d,
+                            same_top=top,
+                            check_mass=meta is None,
+                        )
+                        where = (group.start + chunk, row)
+                        nll[where], nll_base[where], kld[where], same_top[where] = a, b, d, top
+
+                    run_blocks(pool, len(targets), model.n_vocab, work)
+        progress("measuring", n_chunks, n_chunks)
+    scores = TokenScores(nll.ravel(), nll_base.ravel(), kld.ravel(), same_top.ravel())
+    statistics = quality_statistics(scores)
+    exact = exact_base(scores.nll, meta.exact_nll[: len(scores)]) if meta else None
+    return QualityResult(
+        ppl=statistics.ppl,
+        ppl_base=statistics.ppl_base,
+        ppl_ratio=statistics.ppl_ratio,
+        ln_ppl_ratio=statistics.ln_ppl_ratio,
+        ppl_cor=statistics.ppl_cor,
+        kld=statistics.kld,
+        delta_p=statistics.delta_p,
+        same_top=statistics.same_top,
+        n_tokens=len(scores),
+        n_chunks=n_chunks,
+        exact=exact,
+        protocol=_protocol(spec, reader, meta, n_chunks),
+        environment=found,
+    )
+
+
+def _check_sums(base: np.ndarray, group: range, meta: BaselineMeta | None) -> None:
+    for data, index in zip(base, group, strict=True):
+        if meta is not None and zlib.crc32(data.tobytes()) != meta.chunk_crc32[index]:
+            raise BaselineError(f"The baseline is corrupt: chunk {index} fails its checksum. Record it again.")
+
+
+def _protocol(spec: QualitySpec, reader: KldReader, meta: BaselineMeta | None, n_chunks: int) -> dict[str, Any]:
+    """What was asked for: the named protocol when there is one, else the settings of this run."""
+    if spec.protocol is not None:
+        return {**spec.protocol.model_dump(mode="json"), "fingerprint": spec.protocol.fingerprint}
+    return {
+        "name": None,
+        "corpus_sha256": meta.corpus_sha256 if meta else None,
+        "baseline": reader.path.name,
+        "reference_sha256": meta.reference_sha256 if meta else None,
+        "n_ctx": reader.shape.n_ctx,
+        "chunks": n_chunks,
+        "n_batch": spec.n_batch,
+        "n_ubatch": spec.n_ubatch,
+        "type_k": spec.type_k,
+        "type_v": spec.type_v,
+        "flash_attn": spec.flash_attn,
+    }

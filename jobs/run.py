@@ -1,0 +1,98 @@
+"""The measuring process: ``python -m jobs.run`` reads a job's spec on stdin and prints events, one JSON a line.
+
+Its stdout carries nothing but the contract's events: whatever a library prints goes to stderr. It exits 0 after a
+result, else with the error's exit code; a crash has no last event, and the parent says so.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from core.contract import (
+    BaselineSpec,
+    ErrorEvent,
+    ProgressEvent,
+    QualitySpec,
+    QuantizeSpec,
+    Result,
+    ResultEvent,
+    SpeedSpec,
+    job_spec_adapter,
+)
+from core.errors import JobProtocolError, QuantcardError
+
+#: Seconds between progress lines of one stage.
+PROGRESS_INTERVAL = 0.2
+
+
+class _Reporter:
+    """Prints events; progress at most every :data:`PROGRESS_INTERVAL` seconds, first and last always."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._last = 0.0
+
+    def emit(self, event: ProgressEvent | ErrorEvent | ResultEvent) -> None:
+        self._out.write(event.model_dump_json() + "\n")
+        self._out.flush()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done in (0, total) or now - self._last >= PROGRESS_INTERVAL:
+            self._last = now
+            self.emit(ProgressEvent(stage=stage, done=done, total=total))
+
+
+def execute(spec: BaselineSpec | QualitySpec | SpeedSpec | QuantizeSpec, reporter: _Reporter) -> Result:
+    """Run one job here and now."""
+    match spec:
+        case BaselineSpec():
+            from jobs.baseline.record import record
+
+            return record(spec, reporter.progress)
+        case QualitySpec():
+            from jobs.quality import measure
+
+            return measure(spec, reporter.progress)
+        case SpeedSpec():
+            from jobs.speed import measure as measure_speed
+
+            return measure_speed(spec, reporter.progress)
+        case QuantizeSpec():
+            from jobs.quantize import quantize
+
+            return quantize(spec)
+
+
+def main() -> int:
+    """Entry point of the measuring process."""
+    # Keep the real stdout to ourselves: libraries (C ones too) that print get stderr.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    reporter = _Reporter(out)
+    try:
+        spec = job_spec_adapter.validate_json(sys.stdin.buffer.read())
+        reporter.emit(ResultEvent(result=execute(spec, reporter)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = f"The job's spec is not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        reporter.emit(ErrorEvent(type=JobProtocolError.__name__, message=message))
+        return JobProtocolError.exit_code
+    except QuantcardError as error:
+        reporter.emit(ErrorEvent(type=type(error).__name__, message=str(error)))
+        return error.exit_code
+    except MemoryError:
+        reporter.emit(
+            ErrorEvent(type="MeasurementDiedError", message="The machine has too little memory for this measurement.")
+        )
+        return 5
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

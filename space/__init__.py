@@ -1,0 +1,1 @@
+"""The leaderboard: a Gradio app over the published dataset. Deployable with ``core`` alone."""

@@ -1,0 +1,1 @@
+"""Jinja templates of everything that quantcard writes where others read it."""
