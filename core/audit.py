@@ -18,7 +18,7 @@ GROUPS: tuple[Group, ...] = ("attention", "ffn", "experts", "ssm", "embeddings",
 
 #: Types that keep under four bits a weight: the ones an importance matrix matters most for.
 LOW_BIT = frozenset(
-    "Q2_K Q3_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0".split()
+    ["Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"]
 )  # fmt: skip
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 
@@ -92,9 +92,9 @@ def group_of(name: str) -> Group:
         return "output"
     if "_exps" in short or "shexp" in short or short in ("ffn_gate_inp", "exp_probs_b"):
         return "experts"
-    if short.startswith("ssm_") or short.startswith("time_mix"):
+    if short.startswith(("ssm_", "time_mix")):
         return "ssm"
-    if short.startswith("ffn_") or short.startswith("channel_mix"):
+    if short.startswith(("ffn_", "channel_mix")):
         return "ffn"
     if short.startswith("attn"):
         return "attention"
@@ -183,9 +183,7 @@ def _imatrix(kv: dict[str, Any]) -> Imatrix | None:
     values = [kv.get(f"quantize.imatrix.{key}") for key in keys]
     if all(value is None for value in values):
         return None
-    return Imatrix(
-        file=_str(values[0]), dataset=_str(values[1]), entries=_int(values[2]), chunks=_int(values[3])
-    )
+    return Imatrix(file=_str(values[0]), dataset=_str(values[1]), entries=_int(values[2]), chunks=_int(values[3]))
 
 
 def base_models(kv: dict[str, Any]) -> list[BaseModelRef]:

@@ -175,7 +175,24 @@ class QuantizeResult(_Model):
     size_bytes: int
 
 
-Result = Annotated[QualityResult | SpeedResult | BaselineResult | QuantizeResult, Field(discriminator="kind")]
+class BaselineCheck(_Model):
+    """What a look at a baseline found; nothing is wrong with it, or there would be an error instead."""
+
+    kind: Literal["baseline-check"] = "baseline-check"
+    path: str
+    size_bytes: int
+    n_ctx: int
+    n_vocab: int
+    n_chunks: int
+    n_tokens: int
+    companion: bool = Field(description="whether checksums, vocabulary and exact base NLL stand beside it")
+    reference_sha256: str | None = None
+    ppl: Estimate | None = Field(default=None, description="the reference's exact perplexity, where known")
+
+
+Result = Annotated[
+    QualityResult | SpeedResult | BaselineResult | BaselineCheck | QuantizeResult, Field(discriminator="kind")
+]
 
 
 class Machine(_Model):
@@ -245,7 +262,20 @@ class QuantizeSpec(_Model):
     machine: Machine = Machine()
 
 
-JobSpec = Annotated[BaselineSpec | QualitySpec | SpeedSpec | QuantizeSpec, Field(discriminator="kind")]
+class BaselineToolSpec(_Model):
+    """Verify a baseline; or bring a foreign ``.kld`` in (with ``reference``, for its vocabulary) or ours out."""
+
+    kind: Literal["baseline-tool"] = "baseline-tool"
+    action: Literal["verify", "import", "export"]
+    path: str
+    out: str | None = None
+    reference: str | None = None
+    machine: Machine = Machine()
+
+
+JobSpec = Annotated[
+    BaselineSpec | QualitySpec | SpeedSpec | BaselineToolSpec | QuantizeSpec, Field(discriminator="kind")
+]
 
 
 class ProgressEvent(_Model):

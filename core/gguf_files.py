@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 #: Not model variants: projectors of multimodal models, importance matrices, adapters, vocabularies, draft heads.
 _NOT_A_VARIANT = re.compile(
-    r"(^|[-_.])(mmproj|imatrix|i-matrix|lora|adapter|vocab|ggml-vocab|control[-_]?vector|mtp)([-_.]|$)", re.IGNORECASE
+    r"(^|[-_.])(mmproj|imatrix|i-matrix|lora|adapter|vocab|ggml-vocab|control[-_]?vector|mtp)([-_.]|$)",
+    re.IGNORECASE,
 )
 _LABEL = re.compile(
     r"(?:^|[-._])((?:UD-|i1-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL)(?:_XL)?|I?Q\d_K(?:_(?:XXL|XL|L|M|S|XS))?|Q\d_[01]"
@@ -90,7 +91,6 @@ def group_variants(files: Iterable[RepoFile]) -> list[VariantFiles]:
             number, count = shard_of(file.path)
             groups[variant_name(file.path), count][number] = file
     variants = [
-        VariantFiles(name, tuple(shards[n] for n in sorted(shards)), count)
-        for (name, count), shards in groups.items()
+        VariantFiles(name, tuple(shards[n] for n in sorted(shards)), count) for (name, count), shards in groups.items()
     ]
     return sorted(variants, key=lambda variant: variant.name)

@@ -210,9 +210,7 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
     return GGUFHeader(version, kv, tensors, data_start, unknown)
 
 
-def _sized(
-    infos: list[tuple[str, tuple[int, ...], int, int]], name: str
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Tensors with their sizes in bytes; a type that this gguf does not know is sized by its neighbour's offset."""
     offsets = sorted({offset for *_, offset in infos})
     following = dict(zip(offsets, [*offsets[1:], None], strict=True))

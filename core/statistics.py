@@ -149,9 +149,7 @@ def _kld(kld: F64) -> KLD:
     mean, se = mean_and_se(float(kld.sum()), float((kld * kld).sum()), len(kld))
     ordered = np.sort(kld.astype(np.float32))
     points = {name: percentile(ordered, fraction) for name, fraction in _KLD_PERCENTILES.items()}
-    return KLD(
-        mean=mean, stderr=se, max=float(ordered[-1]), median=median(ordered), min=float(ordered[0]), **points
-    )
+    return KLD(mean=mean, stderr=se, max=float(ordered[-1]), median=median(ordered), min=float(ordered[0]), **points)
 
 
 def _delta_p(delta: F32) -> DeltaP:

@@ -73,6 +73,32 @@ def record_rows(logits: F32, targets: NDArray[np.int64], encoded: NDArray[np.uin
     encode_rows(logits, maxima, log_sums.astype(np.float32), encoded)
 
 
+def _sane_floats(encoded: NDArray[np.uint16], n_vocab: int) -> tuple[F32, F32]:
+    """(scale, min_log_prob) of encoded rows, each of shape (n,), if they can be true."""
+    scale, lowest = decode_floats(encoded)
+    limit = CLIP + np.float32(np.log(n_vocab) + 1e-3)
+    sane = (scale >= 0) & (scale <= 16.001 / 65535) & (lowest <= 1e-3) & (lowest >= -limit)
+    if not sane.all():
+        raise BaselineError("The baseline is corrupt: a row's scale or floor can't be true. Record it again.")
+    return scale, lowest
+
+
+def _check_mass(probabilities: F32) -> None:
+    slack = _MASS_SLACK + probabilities.shape[1] * 1.2e-7
+    if (np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > slack).any():
+        raise BaselineError("The baseline is corrupt: a row's probabilities do not add up to one. Record it again.")
+
+
+def check_rows(encoded: NDArray[np.uint16], n_vocab: int) -> None:
+    """Raise :class:`BaselineError` unless every encoded row, shape (n, row_u16), is a distribution."""
+    for part in blocks(len(encoded), n_vocab):
+        scale, lowest = _sane_floats(encoded[part], n_vocab)
+        values = encoded[part, 4 : 4 + n_vocab].astype(np.float32)
+        values *= scale[:, None]
+        values += lowest[:, None]
+        _check_mass(np.exp(values, out=values))
+
+
 def compare_rows(
     logits: F32,
     targets: NDArray[np.int64],
@@ -97,11 +123,7 @@ def compare_rows(
         BaselineError: a base row can't be what it says.
     """
     n, n_vocab = logits.shape
-    scale, lowest = decode_floats(encoded)
-    limit = CLIP + np.float32(np.log(n_vocab) + 1e-3)
-    sane = (scale >= 0) & (scale <= 16.001 / 65535) & (lowest <= 1e-3) & (lowest >= -limit)
-    if not sane.all():
-        raise BaselineError("The baseline is corrupt: a row's scale or floor can't be true. Record it again.")
+    scale, lowest = _sane_floats(encoded, n_vocab)
     maxima, log_sums = log_sum_exp(logits)
     level = maxima + log_sums.astype(np.float32)
     rows = np.arange(n)
@@ -112,8 +134,8 @@ def compare_rows(
     nll_base[:] = -base[rows, targets]
     same_top[:] = logits.argmax(axis=1) == base.argmax(axis=1)
     weight = np.exp(base)
-    if check_mass and (np.abs(weight.sum(axis=1, dtype=np.float64) - 1) > _MASS_SLACK + n_vocab * 1.2e-7).any():
-        raise BaselineError("The baseline is corrupt: a row's probabilities do not add up to one. Record it again.")
+    if check_mass:
+        _check_mass(weight)
     kept = base > -CLIP
     base -= logits
     base += level[:, None]

@@ -241,12 +241,9 @@ class Context:
             )
         self.n_batch = n_batch
         self._batch = self.lib.llama_batch_init(n_batch, 0, 1)
-        fields = {"token": np.int32, "pos": np.int32, "n_seq_id": np.int32, "logits": np.int8}
-        self._fields = {
-            name: np.ctypeslib.as_array(
-                ctypes.cast(getattr(self._batch, name), ctypes.POINTER(np.ctypeslib.as_ctypes_type(kind))),
-                shape=(n_batch,),
-            )
+        fields = {"token": ctypes.c_int32, "pos": ctypes.c_int32, "n_seq_id": ctypes.c_int32, "logits": ctypes.c_int8}
+        self._fields: dict[str, NDArray[Any]] = {
+            name: np.ctypeslib.as_array(ctypes.cast(getattr(self._batch, name), ctypes.POINTER(kind)), shape=(n_batch,))
             for name, kind in fields.items()
         }
         self._fields["n_seq_id"][:] = 1
@@ -287,7 +284,7 @@ class Context:
         n = len(tokens)
         if n > self.n_batch:
             raise JobError(f"A batch of {n} tokens does not fit the context's {self.n_batch}.")
-        if n and not (0 <= int(tokens.min()) and int(tokens.max()) < self.n_vocab):
+        if n and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.n_vocab):
             raise JobError(f"A token id lies outside the vocabulary of {self.n_vocab}.")
         self._fields["token"][:n] = tokens
         self._fields["pos"][:n] = positions

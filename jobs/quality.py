@@ -6,21 +6,80 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.contract import QualityResult, QualitySpec
 from core.errors import BaselineError, VocabularyMismatchError
 from core.statistics import TokenScores, exact_base, quality_statistics
 from jobs.baseline.kld_file import KldReader
 from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256
-from jobs.decode import batch_shape, decode_group, groups
+from jobs.decode import ScoredLogits, batch_shape, decode_group, groups
 from jobs.divergence import compare_rows, run_blocks
 from jobs.llama import Context, Model, environment
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """Per-token values in the making, each of shape (n_chunks, rows_per_chunk)."""
+
+    nll: NDArray[np.float32]
+    nll_base: NDArray[np.float32]
+    kld: NDArray[np.float64]
+    same_top: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, n_chunks: int, rows: int) -> _Arrays:
+        shape = (n_chunks, rows)
+        return cls(
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.float64),
+            np.zeros(shape, np.bool_),
+        )
+
+    def scores(self) -> TokenScores:
+        return TokenScores(self.nll.ravel(), self.nll_base.ravel(), self.kld.ravel(), self.same_top.ravel())
+
+
+def _score(
+    pool: ThreadPoolExecutor,
+    scored: ScoredLogits,
+    tokens: NDArray[np.int32],
+    base: NDArray[np.uint16],
+    start: int,
+    into: _Arrays,
+    *,
+    check_mass: bool,
+) -> None:
+    """Compare one decode's rows with the base's on all threads; ``start`` is the group's first chunk."""
+    first = tokens.shape[1] // 2
+    targets = tokens[scored.chunk, scored.row + first + 1].astype(np.int64)
+
+    def work(part: slice) -> None:
+        chunk, row = scored.chunk[part], scored.row[part]
+        local = _Arrays.empty(1, len(chunk))
+        compare_rows(
+            scored.logits[part],
+            targets[part],
+            base[chunk, row],
+            nll=local.nll[0],
+            nll_base=local.nll_base[0],
+            kld=local.kld[0],
+            same_top=local.same_top[0],
+            check_mass=check_mass,
+        )
+        where = (start + chunk, row)
+        into.nll[where], into.nll_base[where] = local.nll[0], local.nll_base[0]
+        into.kld[where], into.same_top[where] = local.kld[0], local.same_top[0]
+
+    run_blocks(pool, len(targets), scored.logits.shape[1], work)
 
 
 def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
@@ -44,7 +103,7 @@ def check_vocabulary(model: Model, reader: KldReader, meta: BaselineMeta | None)
             f"{name} has a vocabulary of {model.n_vocab} tokens, the baseline of {shape.n_vocab}: "
             "it was recorded from another model. Record a baseline from this model's own F16 or BF16."
         )
-    if meta is None:
+    if meta is None or meta.vocab_sha256 is None:
         return
     if vocab_sha256(model.vocab_texts()) != meta.vocab_sha256:
         raise VocabularyMismatchError(
@@ -76,10 +135,7 @@ def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
     if n_chunks == 0:
         raise BaselineError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
     shape = batch_shape(n_ctx=kld_shape.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
-    rows = kld_shape.rows_per_chunk
-    nll, nll_base = (np.zeros((n_chunks, rows), dtype=np.float32) for _ in range(2))
-    kld = np.zeros((n_chunks, rows), dtype=np.float64)
-    same_top = np.zeros((n_chunks, rows), dtype=np.bool_)
+    arrays = _Arrays.empty(n_chunks, kld_shape.rows_per_chunk)
     with Model(Path(spec.model), spec.machine) as model:
         check_vocabulary(model, reader, meta)
         context = Context(
@@ -100,31 +156,12 @@ def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
                 _check_sums(base, group, meta)
                 group_tokens = reader.tokens[group.start : group.stop]
                 for scored in decode_group(context, model, group_tokens, shape):
-                    targets = group_tokens[scored.chunk, scored.row + kld_shape.first + 1].astype(np.int64)
-
-                    def work(part: slice, scored=scored, targets=targets, base=base, group=group) -> None:  # type: ignore[no-untyped-def]
-                        chunk, row = scored.chunk[part], scored.row[part]
-                        n = len(chunk)
-                        a, b = np.empty(n, dtype=np.float32), np.empty(n, dtype=np.float32)
-                        d, top = np.empty(n, dtype=np.float64), np.empty(n, dtype=np.bool_)
-                        compare_rows(
-                            scored.logits[part],
-                            targets[part],
-                            base[chunk, row],
-                            nll=a,
-                            nll_base=b,
-                            kld=d,
-                            same_top=top,
-                            check_mass=meta is None,
-                        )
-                        where = (group.start + chunk, row)
-                        nll[where], nll_base[where], kld[where], same_top[where] = a, b, d, top
-
-                    run_blocks(pool, len(targets), model.n_vocab, work)
+                    _score(pool, scored, group_tokens, base, group.start, arrays, check_mass=meta is None)
         progress("measuring", n_chunks, n_chunks)
-    scores = TokenScores(nll.ravel(), nll_base.ravel(), kld.ravel(), same_top.ravel())
+    scores = arrays.scores()
     statistics = quality_statistics(scores)
-    exact = exact_base(scores.nll, meta.exact_nll[: len(scores)]) if meta else None
+    true_nll = meta.exact_nll if meta else None
+    exact = exact_base(scores.nll, true_nll[: len(scores)]) if true_nll is not None else None
     return QualityResult(
         ppl=statistics.ppl,
         ppl_base=statistics.ppl_base,
@@ -142,7 +179,7 @@ def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
     )
 
 
-def _check_sums(base: np.ndarray, group: range, meta: BaselineMeta | None) -> None:
+def _check_sums(base: NDArray[np.uint16], group: range, meta: BaselineMeta | None) -> None:
     for data, index in zip(base, group, strict=True):
         if meta is not None and zlib.crc32(data.tobytes()) != meta.chunk_crc32[index]:
             raise BaselineError(f"The baseline is corrupt: chunk {index} fails its checksum. Record it again.")

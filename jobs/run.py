@@ -6,7 +6,10 @@ result, else with the error's exit code; a crash has no last event, and the pare
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
+import signal
 import sys
 import time
 from typing import TextIO
@@ -15,6 +18,7 @@ from pydantic import ValidationError
 
 from core.contract import (
     BaselineSpec,
+    BaselineToolSpec,
     ErrorEvent,
     ProgressEvent,
     QualitySpec,
@@ -28,6 +32,7 @@ from core.errors import JobProtocolError, QuantcardError
 
 #: Seconds between progress lines of one stage.
 PROGRESS_INTERVAL = 0.2
+_PR_SET_PDEATHSIG = 1
 
 
 class _Reporter:
@@ -48,13 +53,19 @@ class _Reporter:
             self.emit(ProgressEvent(stage=stage, done=done, total=total))
 
 
-def execute(spec: BaselineSpec | QualitySpec | SpeedSpec | QuantizeSpec, reporter: _Reporter) -> Result:
+def execute(
+    spec: BaselineSpec | BaselineToolSpec | QualitySpec | SpeedSpec | QuantizeSpec, reporter: _Reporter
+) -> Result:
     """Run one job here and now."""
     match spec:
         case BaselineSpec():
             from jobs.baseline.record import record
 
             return record(spec, reporter.progress)
+        case BaselineToolSpec():
+            from jobs.baseline.tools import run_tool
+
+            return run_tool(spec, reporter.progress)
         case QualitySpec():
             from jobs.quality import measure
 
@@ -69,8 +80,16 @@ def execute(spec: BaselineSpec | QualitySpec | SpeedSpec | QuantizeSpec, reporte
             return quantize(spec)
 
 
+def _settle(*, die_with_parent: bool) -> None:
+    """No core dumps of strangers' files; and if asked, an end when the parent ends, however it does (Linux)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if die_with_parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main() -> int:
     """Entry point of the measuring process."""
+    _settle(die_with_parent="--die-with-parent" in sys.argv[1:])
     # Keep the real stdout to ourselves: libraries (C ones too) that print get stderr.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

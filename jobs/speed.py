@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,14 @@ def measure(spec: SpeedSpec, progress: Progress) -> SpeedResult:
                     n_gen=n_gen,
                     n_threads=found.n_threads,
                     n_gpu_layers=found.n_gpu_layers,
-                    tick=lambda done, index=index: progress("timing", index * spec.repetitions + done, total),  # type: ignore[misc]
+                    tick=partial(_tick, progress, index * spec.repetitions, total),
                 )
             )
     return SpeedResult(tests=results, environment=found)
+
+
+def _tick(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("timing", before + done, total)
 
 
 def _test(

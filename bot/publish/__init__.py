@@ -1,0 +1,1 @@
+"""From the store to people: card sections, pull requests, the results dataset."""

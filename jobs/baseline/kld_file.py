@@ -78,9 +78,7 @@ class KldReader:
             with path.open("rb") as file:
                 header = file.read(HEADER_BYTES)
         except FileNotFoundError:
-            raise BaselineError(
-                f"{path} does not exist. Record it first with 'quantcard baseline record'."
-            ) from None
+            raise BaselineError(f"{path} does not exist. Record it first with 'quantcard baseline record'.") from None
         except OSError as error:
             raise BaselineError(f"{path} can't be read ({error.strerror}).") from None
         if header[:8] != MAGIC:
@@ -125,7 +123,10 @@ def write_header(file: BinaryIO, shape: KldShape, tokens: NDArray[np.int32]) -> 
 
 
 def encode_rows(
-    logits: NDArray[np.float32], maxima: NDArray[np.float32], log_sums: NDArray[np.float32], out: NDArray[np.uint16]
+    logits: NDArray[np.float32],
+    maxima: NDArray[np.float32],
+    log_sums: NDArray[np.float32],
+    out: NDArray[np.uint16],
 ) -> None:
     """Encode log-softmax rows to 16 bits, in the tool's f32 arithmetic.
 

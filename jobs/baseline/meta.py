@@ -23,29 +23,34 @@ from core.errors import BaselineError
 
 
 class BaselineMeta(BaseModel):
-    """The companion of a base file; ``nll`` is zlib+base64 of little-endian f64, one per scored token (nats)."""
+    """The companion of a base file; ``nll`` is zlib+base64 of little-endian f64, one per scored token (nats).
+
+    What only the recording knows (exact NLL, corpus) is null for a file that was recorded elsewhere and imported.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["quantcard-baseline-meta"] = "quantcard-baseline-meta"
     version: int = 1
-    reference_name: str
-    reference_sha256: str
-    corpus_sha256: str
+    reference_name: str | None = None
+    reference_sha256: str | None = None
+    corpus_sha256: str | None = None
     n_ctx: int
     n_chunks: int
     n_vocab: int
-    vocab_sha256: str
-    add_bos: bool
-    ppl: Estimate
-    nll: str
+    vocab_sha256: str | None = None
+    add_bos: bool | None = None
+    ppl: Estimate | None = None
+    nll: str | None = None
     tokens_sha256: str
     chunk_crc32: list[int]
-    environment: Environment
+    environment: Environment | None = None
 
     @property
-    def exact_nll(self) -> NDArray[np.float64]:
-        """The reference's own NLL of each scored token, shape (n_chunks * rows_per_chunk,)."""
+    def exact_nll(self) -> NDArray[np.float64] | None:
+        """The reference's own NLL of each scored token, shape (n_chunks * rows_per_chunk,); None for an import."""
+        if self.nll is None:
+            return None
         return np.frombuffer(zlib.decompress(base64.b64decode(self.nll)), dtype="<f8")
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.canonical import atomic_file, sha256_file
 from core.contract import BaselineResult, BaselineSpec
@@ -16,7 +17,7 @@ from core.errors import CorpusError, GGUFError
 from core.statistics import perplexity
 from jobs.baseline.kld_file import KldShape, write_header
 from jobs.baseline.meta import BaselineMeta, pack_nll, vocab_sha256, write_meta
-from jobs.decode import batch_shape, chunk_tokens, decode_group, groups
+from jobs.decode import ScoredLogits, batch_shape, chunk_tokens, decode_group, groups
 from jobs.divergence import record_rows, run_blocks
 from jobs.llama import Context, Model, environment, shard_paths
 
@@ -47,6 +48,27 @@ def model_sha256(path: Path) -> str:
     return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
 
 
+def _encode(
+    pool: ThreadPoolExecutor,
+    scored: ScoredLogits,
+    tokens: NDArray[np.int32],
+    encoded: NDArray[np.uint16],
+    nll: NDArray[np.float64],
+) -> None:
+    """Encode one decode's rows on all threads into ``encoded`` (chunks, rows, row_u16) and ``nll`` (chunks, rows)."""
+    first = tokens.shape[1] // 2
+    targets = tokens[scored.chunk, scored.row + first + 1].astype(np.int64)
+
+    def work(part: slice) -> None:
+        buffer = np.empty((part.stop - part.start, encoded.shape[2]), dtype=np.uint16)
+        values = np.empty(part.stop - part.start, dtype=np.float64)
+        record_rows(scored.logits[part], targets[part], buffer, values)
+        encoded[scored.chunk[part], scored.row[part]] = buffer
+        nll[scored.chunk[part], scored.row[part]] = values
+
+    run_blocks(pool, len(targets), scored.logits.shape[1], work)
+
+
 def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
     """Record ``spec.reference`` over ``spec.corpus`` as a ``.kld`` file and its companion, both atomically.
 
@@ -62,9 +84,7 @@ def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
     shape = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
     with Model(reference, spec.machine) as model:
         if model.add_eos:
-            raise GGUFError(
-                f"{reference.name} appends an end token to every text; perplexity is not defined for it."
-            )
+            raise GGUFError(f"{reference.name} appends an end token to every text; perplexity is not defined for it.")
         tokens = chunk_tokens(model.tokenize(text), n_ctx=spec.n_ctx, chunks=spec.chunks)
         kld_shape = KldShape(spec.n_ctx, model.n_vocab, len(tokens))
         rows = kld_shape.rows_per_chunk
@@ -88,16 +108,7 @@ def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
                 encoded = np.empty((len(group), rows, kld_shape.row_u16), dtype=np.uint16)
                 group_tokens = tokens[group.start : group.stop]
                 for scored in decode_group(context, model, group_tokens, shape):
-                    targets = group_tokens[scored.chunk, scored.row + kld_shape.first + 1].astype(np.int64)
-
-                    def work(part: slice, scored=scored, targets=targets, encoded=encoded, group=group) -> None:  # type: ignore[no-untyped-def]
-                        buffer = np.empty((part.stop - part.start, kld_shape.row_u16), dtype=np.uint16)
-                        values = np.empty(part.stop - part.start, dtype=np.float64)
-                        record_rows(scored.logits[part], targets[part], buffer, values)
-                        encoded[scored.chunk[part], scored.row[part]] = buffer
-                        nll[group.start + scored.chunk[part], scored.row[part]] = values
-
-                    run_blocks(pool, len(targets), model.n_vocab, work)
+                    _encode(pool, scored, group_tokens, encoded, nll[group.start : group.stop])
                 for chunk in encoded:
                     data = chunk.tobytes()
                     checksums.append(zlib.crc32(data))

@@ -1,0 +1,1 @@
+"""Where jobs run; each runner takes a spec and gives a result or an error."""

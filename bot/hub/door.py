@@ -1,0 +1,102 @@
+"""What we ask of the Hub, in our own types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from core.gguf_files import RepoFile
+
+PullStatus = Literal["draft", "open", "closed", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class RepoSummary:
+    """A model repo as a listing shows it."""
+
+    id: str
+    sha: str | None
+    last_modified: str | None
+    private: bool = False
+    gated: bool = False
+    disabled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HubPull:
+    """One of our pulls on the Hub: ``body`` is its first comment, ``authors`` who committed to it."""
+
+    num: int
+    title: str
+    status: PullStatus
+    url: str
+    body: str = ""
+    authors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A commit we made; ``num`` and ``url`` name the pull it opened, None when the content was there already."""
+
+    oid: str
+    num: int | None = None
+    url: str | None = None
+
+
+class HubDoor(Protocol):
+    """Everything we ask of the Hub. All methods raise the HubErrors of :mod:`core.errors`."""
+
+    endpoint: str
+    dry_run: bool
+
+    def whoami(self) -> str:
+        """The name that our token belongs to."""
+        ...
+
+    def gguf_repos(self, owner: str) -> Iterator[RepoSummary]:
+        """An owner's GGUF model repos, last modified first."""
+        ...
+
+    def repo(self, repo_id: str) -> RepoSummary:
+        """One model repo."""
+        ...
+
+    def files(self, repo_id: str, *, revision: str) -> list[RepoFile]:
+        """All files of a model repo at a revision."""
+        ...
+
+    def read(self, repo_id: str, path: str, *, revision: str, limit: int) -> bytes | None:
+        """A small file's bytes, or None if it is not there; more than ``limit`` bytes is an error."""
+        ...
+
+    def read_range(self, repo_id: str, path: str, *, revision: str, offset: int, length: int) -> bytes:
+        """Bytes of a file; fewer only where it ends."""
+        ...
+
+    def download(self, repo_id: str, path: str, *, revision: str, folder: Path, repo_type: str = "model") -> Path:
+        """Fetch a file into a folder and return where it lies."""
+        ...
+
+    def my_pulls(self, repo_id: str) -> list[HubPull]:
+        """Our pull requests in a model repo (without bodies)."""
+        ...
+
+    def pull(self, repo_id: str, num: int) -> HubPull:
+        """One pull request whole."""
+        ...
+
+    def open_pull(
+        self, repo_id: str, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+    ) -> Committed:
+        """Open a pull request with these files."""
+        ...
+
+    def update_pull(self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str) -> Committed:
+        """Commit to a pull request of ours, and bring its first comment up to date where the Hub lets us."""
+        ...
+
+    def publish_dataset(self, repo_id: str, *, files: dict[str, bytes], message: str) -> Committed:
+        """Put files into a dataset repo in one commit, making the repo if need be."""
+        ...

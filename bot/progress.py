@@ -1,0 +1,85 @@
+"""What people see while work goes on: progress bars with an ETA on stderr, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bot.queue.worker import JobEvent
+from core.contract import ProgressEvent
+
+err = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    err.print(escape(text))
+
+
+class Bars:
+    """Shows one bar for the running job. Use as a context manager; call :meth:`job` or :meth:`update`."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._title = ""
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, title: str, event: ProgressEvent | None) -> None:
+        """Show how far the work called ``title`` is."""
+        if title != self._title:
+            self._drop()
+            self._title, self._started = title, time.monotonic()
+            self._task = self._progress.add_task(escape(title), total=None)
+        if event is not None and self._task is not None:
+            self._progress.update(self._task, completed=event.done, total=event.total)
+
+    def job(self, event: JobEvent) -> None:
+        """Show a worker's event; endings become a line that stays."""
+        title = f"{event.job.kind:<8} {event.variant.label} of {event.variant.repo_id}"
+        if event.state == "running":
+            self.update(title, event.progress)
+            return
+        seconds = time.monotonic() - self._started
+        self._drop()
+        marks = {"done": "[green]✓[/]", "todo": "[yellow]↻[/]", "dead": "[red]✗[/]"}
+        tail = f": {event.error}" if event.error else f" ({seconds:.1f} s)"
+        again = " It is tried again." if event.state == "todo" else ""
+        err.print(f"{marks[event.state]} {escape(title)}{escape(tail)}{again}")
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+        self._title = ""

@@ -1,0 +1,210 @@
+"""What we know of each variant as rows of the results dataset: the one view that cards, tables and exports share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from bot.intake.references import Choice, choose
+from bot.queue.plan import jobs_for, measurable
+from bot.store import Store
+from bot.store.jobs import Job
+from bot.store.repos import Repo, Variant
+from core.canonical import canonical_json, fingerprint
+from core.contract import QualityResult, SpeedResult
+from core.dataset import DatasetRow, RowState
+from core.protocol import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All variants of the store with their references."""
+
+    repos: dict[str, Repo]
+    choices: list[tuple[Variant, Choice]]
+
+
+def view(store: Store, *, trusted: Collection[str]) -> View:
+    """Every current variant with the reference chosen for it."""
+    repos = {repo.id: repo for repo in store.repos.repos()}
+    variants = store.repos.variants()
+    return View(
+        repos,
+        [
+            (variant, choose(variant, repos[variant.repo_id], variants=variants, repos=repos, trusted=trusted))
+            for variant in variants
+        ],
+    )
+
+
+def current_rows(store: Store, seen: View, protocol: Protocol, *, repo_id: str | None = None) -> list[DatasetRow]:
+    """A row for every current variant (of one repo or all), the reference's own row among them."""
+    return [
+        _row(store, seen.repos[variant.repo_id], variant, choice, protocol)
+        for variant, choice in seen.choices
+        if repo_id is None or variant.repo_id == repo_id
+    ]
+
+
+def stale_rows(store: Store, seen: View, protocol: Protocol) -> list[DatasetRow]:
+    """Rows of measured files that were since replaced or removed; they stay visible, marked."""
+    rows = []
+    for variant in store.repos.variants(states=("stale", "removed")):
+        row = _row(store, seen.repos[variant.repo_id], variant, Choice(None, ""), protocol)
+        if row.kld_mean is not None or row.tg_ts is not None:
+            was = "replaced by a newer file of the same name" if variant.state == "stale" else "removed from the repo"
+            rows.append(row.model_copy(update={"state": "stale", "reason": f"It was {was}."}))
+    return rows
+
+
+def settled(store: Store, seen: View, protocol: Protocol, repo_id: str) -> bool:
+    """Whether every job of a repo's current variants has ended, so that its section would be whole."""
+    keys = [
+        job.key
+        for variant, choice in seen.choices
+        if variant.repo_id == repo_id
+        for job in jobs_for(variant, choice, protocol)
+    ]
+    found = store.jobs.by_keys(keys)
+    return all(key in found and found[key].state in ("done", "dead") for key in keys)
+
+
+def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: Protocol) -> DatasetRow:
+    measured = store.results.measurements(variant.key, protocol.fingerprint)
+    quality = measured.get("quality")
+    speed = measured.get("speed")
+    reference = choice.reference
+    if reference and quality and quality.reference_key != reference.key:
+        quality = None
+    jobs = {job.kind: job for job in store.jobs.by_keys([j.key for j in jobs_for(variant, choice, protocol)]).values()}
+    state, reason = _state(variant, choice, has_quality=quality is not None, has_speed=speed is not None, jobs=jobs)
+    found = variant.inspection
+    q = quality.result if quality and isinstance(quality.result, QualityResult) else None
+    s = speed.result if speed and isinstance(speed.result, SpeedResult) else None
+    first = q or s
+    environment = first.environment if first else None
+    base = store.results.baseline(reference.key, protocol.fingerprint) if reference else None
+    floor = store.results.measurements(reference.key, protocol.fingerprint).get("quality") if reference else None
+    times = [m.created_at for m in (quality, speed) if m]
+    row = DatasetRow(
+        id=fingerprint([repo.id, variant.key, protocol.fingerprint])[:16],
+        repo_id=repo.id,
+        owner=repo.owner,
+        variant=variant.name,
+        label=variant.label,
+        variant_key=variant.key,
+        revision=variant.revision,
+        state=state,
+        reason=reason,
+        is_reference=bool(reference and reference.key == variant.key),
+        base_model=repo.base_model,
+        architecture=found.architecture if found else None,
+        file_type=found.file_type if found else None,
+        size_bytes=variant.size_bytes,
+        n_params=found.n_params if found else None,
+        bpw=found.bpw if found else None,
+        imatrix_file=found.imatrix.file if found and found.imatrix else None,
+        flags=canonical_json([flag.model_dump() for flag in found.flags]) if found else "[]",
+        protocol_name=protocol.name,
+        protocol_fingerprint=protocol.fingerprint,
+        protocol_json=canonical_json(protocol.model_dump(mode="json")),
+        reference_repo=reference.repo_id if reference else None,
+        reference_variant=reference.name if reference else None,
+        reference_key=reference.key if reference else (quality.reference_key if quality else None),
+        noise_floor=floor.result.kld.mean if floor and isinstance(floor.result, QualityResult) else None,
+        ppl_base=base.ppl.value if base else None,
+        environment_fingerprint=environment.fingerprint if environment else None,
+        environment_json=canonical_json(environment.model_dump(mode="json")) if environment else None,
+        measured_at=datetime.fromtimestamp(max(times), UTC) if times else None,
+    )
+    return row.model_copy(update=_quality_columns(q) | _speed_columns(s) | _command(q, variant, reference, protocol))
+
+
+def _state(
+    variant: Variant, choice: Choice, *, has_quality: bool, has_speed: bool, jobs: dict[str, Job]
+) -> tuple[RowState, str | None]:
+    if not measurable(variant):
+        return "failed", variant.note
+    if choice.reference is None:
+        return ("measured", choice.reason) if has_speed else ("waiting", choice.reason)
+    if has_quality:
+        speed = jobs.get("speed")
+        return "measured", f"No speed: {speed.error}" if speed and speed.state == "dead" and not has_speed else None
+    job = jobs.get("quality")
+    if job and job.state == "dead":
+        return "failed", job.error
+    return "waiting", None
+
+
+def _quality_columns(q: QualityResult | None) -> dict[str, object]:
+    if q is None:
+        return {}
+    # The exact ratio where the base's true NLL is known: the base file clips it.
+    ratio = q.exact.ppl_ratio if q.exact else q.ppl_ratio
+    return {
+        "n_ctx": q.protocol.get("n_ctx"),
+        "n_chunks": q.n_chunks,
+        "n_tokens": q.n_tokens,
+        "ppl": q.ppl.value,
+        "ppl_stderr": q.ppl.stderr,
+        "ppl_ratio": ratio.value,
+        "ppl_ratio_stderr": ratio.stderr,
+        "ppl_cor": q.ppl_cor,
+        "kld_mean": q.kld.mean,
+        "kld_stderr": q.kld.stderr,
+        "kld_median": q.kld.median,
+        "kld_p99": q.kld.p99,
+        "kld_p99_9": q.kld.p99_9,
+        "kld_max": q.kld.max,
+        "same_top": q.same_top.value,
+        "same_top_stderr": q.same_top.stderr,
+        "delta_p_rms": q.delta_p.rms,
+        "quality_json": canonical_json(q.model_dump(mode="json")),
+    }
+
+
+def _speed_columns(s: SpeedResult | None) -> dict[str, object]:
+    if s is None:
+        return {}
+    prompt = next((test for test in s.tests if test.n_prompt and not test.n_gen), None)
+    gen = next((test for test in s.tests if test.n_gen and not test.n_prompt), None)
+    return {
+        "n_prompt": prompt.n_prompt if prompt else None,
+        "pp_ts": prompt.avg_ts if prompt else None,
+        "pp_ts_stddev": prompt.stddev_ts if prompt else None,
+        "n_gen": gen.n_gen if gen else None,
+        "tg_ts": gen.avg_ts if gen else None,
+        "tg_ts_stddev": gen.stddev_ts if gen else None,
+        "peak_memory_bytes": max(test.peak_memory_bytes for test in s.tests),
+        "peak_vram_bytes": max((t.peak_vram_bytes for t in s.tests if t.peak_vram_bytes), default=None),
+        "speed_json": canonical_json(s.model_dump(mode="json")),
+    }
+
+
+def _command(
+    q: QualityResult | None, variant: Variant, reference: Variant | None, protocol: Protocol
+) -> dict[str, object]:
+    """The two commands that repeat a quality figure, with the files' own names, quoted for a shell."""
+    import shlex
+
+    if q is None or reference is None:
+        return {}
+    chunks = "" if protocol.chunks < 0 else f" --chunks {protocol.chunks}"
+    record = (
+        f"quantcard baseline record {shlex.quote(PurePosixPath(reference.files[0].path).name)} --corpus CORPUS.txt "
+        f"--ctx {protocol.n_ctx}{chunks} --out base.kld"
+    )
+    model = shlex.quote(PurePosixPath(variant.files[0].path).name)
+    return {"command": f"{record} && quantcard measure quality {model} --baseline base.kld --json"}
+
+
+def figures_key(rows: list[DatasetRow]) -> str:
+    """12 hex digits over what a section says: files and figures, not wording, so that templates may improve."""
+    told = [
+        (r.variant, r.variant_key, r.state, r.reason, json.loads(r.quality_json or "null"), r.pp_ts, r.tg_ts)
+        for r in rows
+    ]
+    return fingerprint(json.loads(json.dumps(told)))[:12]

@@ -1,0 +1,126 @@
+"""Settings: quantcard.toml, then the environment, then flags; each later one wins. Documented in docs/settings.md."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from core.canonical import sha256_file
+from core.contract import Machine
+from core.errors import CorpusError, SettingsError
+from core.protocol import WIKITEXT2_TEST, Corpus, Protocol
+
+CONFIG_NAME = "quantcard.toml"
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set. Names in the environment are ``QUANTCARD_`` + the name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="QUANTCARD_", extra="forbid", populate_by_name=True)
+
+    db: Path = Field(default=Path("quantcard.db"), description="the database; everything else is beside it")
+    data_dir: Path | None = Field(
+        default=None,
+        description="models, corpora, baselines and exports; default: the database's name + '-data'",
+    )
+    hf_endpoint: str = Field(
+        default="https://huggingface.co",
+        validation_alias=AliasChoices("hf_endpoint", "HF_ENDPOINT"),
+        description="the Hub's address",
+    )
+    hf_token: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("hf_token", "HF_TOKEN"),
+        repr=False,
+        description="the bot's token (read: poll and measure; write: pulls and the dataset)",
+    )
+    corpus: Path | None = Field(default=None, description="a text file in place of the protocol's corpus")
+    chunks: int = Field(default=-1, description="chunks measured; -1: all that the corpus holds")
+    n_ctx: int = Field(default=512, ge=8, description="tokens per chunk")
+    repetitions: int = Field(default=5, ge=1, description="timed repetitions of each speed test")
+    dataset: str = Field(default="", description="owner/name of the results dataset; empty: nothing is published")
+    threads: int = Field(default=0, ge=0, description="threads for measuring; 0: the physical cores")
+    gpu_layers: int = Field(default=-1, description="layers on the GPU; -1: all")
+    job_timeout_s: float = Field(default=6 * 3600, gt=0, description="seconds after which a measurement is stopped")
+    lease_s: float = Field(default=120, gt=1, description="seconds after which a silent worker's job is taken over")
+    poll_interval_s: float = Field(default=900, gt=0, description="seconds between polls ('serve')")
+    trusted_owners: list[str] = Field(
+        default=[],
+        description="owners whose F16/BF16 files may be the reference of other uploaders' variants",
+    )
+    publish: bool = Field(default=True, description="the kill switch: false stops all writing to the Hub")
+    dry_run: bool = Field(default=False, description="read and measure, but only say what would be written")
+    pulls_open_per_owner: int = Field(default=5, ge=0, description="open pulls one owner may have from us")
+    pulls_per_hour: int = Field(default=20, ge=0, description="new pulls an hour")
+    leaderboard_url: str = Field(default="", description="the leaderboard's address, linked from cards")
+    project_url: str = Field(default="", description="this project's address, linked from cards and pulls")
+    host: str = Field(default="127.0.0.1", description="address that 'serve' and 'leaderboard' listen on")
+    port: int = Field(default=7860, ge=0, le=65535, description="port that 'serve' and 'leaderboard' listen on")
+    webhook_secret: str = Field(default="", repr=False, description="the Hub's X-Webhook-Secret; empty: no webhook")
+    requests_per_hour: int = Field(default=20, ge=0, description="benchmark requests taken from the page an hour")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags before the environment before quantcard.toml."""
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=os.environ.get("QUANTCARD_CONFIG", CONFIG_NAME))
+        return init_settings, env_settings, toml
+
+    @property
+    def data(self) -> Path:
+        """The data folder, absolute."""
+        return (self.data_dir or self.db.with_name(f"{self.db.stem}-data")).absolute()
+
+    @property
+    def machine(self) -> Machine:
+        """How jobs may use this machine."""
+        return Machine(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
+
+    def protocol(self) -> Protocol:
+        """The protocol in force: ``wiki512``, or a variation of it named by what was changed.
+
+        Raises:
+            CorpusError: the corpus that was set is not there.
+        """
+        corpus, name = WIKITEXT2_TEST, f"wiki{self.n_ctx}"
+        if self.corpus is not None:
+            if not self.corpus.is_file():
+                raise CorpusError(f"The corpus {self.corpus} (QUANTCARD_CORPUS) does not exist. Check the path.")
+            corpus, name = (
+                Corpus(name=self.corpus.name, sha256=sha256_file(self.corpus)),
+                f"custom{self.n_ctx}",
+            )
+        return Protocol(name=name, corpus=corpus, n_ctx=self.n_ctx, chunks=self.chunks, repetitions=self.repetitions)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings in force; flags that are None count as not given.
+
+    Raises:
+        SettingsError: a value is not what it should be, or a name is unknown.
+    """
+    if "QUANTCARD_CONFIG" in os.environ and not Path(os.environ["QUANTCARD_CONFIG"]).is_file():
+        raise SettingsError(f"{os.environ['QUANTCARD_CONFIG']} (QUANTCARD_CONFIG) does not exist.")
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"The setting {where!r} is not valid: {first['msg']}. See docs/settings.md.") from None
+    except ValueError as error:
+        raise SettingsError(f"{CONFIG_NAME} can't be read: {error}.") from None

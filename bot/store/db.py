@@ -1,0 +1,127 @@
+"""The one door to SQLite: connection, pragmas, migrations, transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from core.errors import StorageError
+
+migrations = Migrations("quantcard")
+
+
+def open_database(path: Path) -> Database:
+    """Open (making it if need be) and migrate the database: WAL, foreign keys, 30 s of patience with other writers.
+
+    Raises:
+        StorageError: it can't be opened, is not a database, or was made by a newer quantcard.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA busy_timeout=30000")
+        db = Database(connection)
+        with immediate(db):
+            known = {migration.name for migration in migrations._migrations}
+            if unknown := {applied.name for applied in migrations.applied(db)} - known:
+                raise StorageError(
+                    f"{path} was made by a newer quantcard ({', '.join(sorted(unknown))}). Update quantcard."
+                )
+            migrations.apply(db)
+    except sqlite3.DatabaseError as error:
+        raise StorageError(
+            f"The database {path} can't be used ({error}). Check the path, or restore a copy."
+        ) from error
+    except OSError as error:
+        raise StorageError(f"The database {path} can't be opened ({error.strerror}). Check the path.") from error
+    return db
+
+
+@contextmanager
+def immediate(db: Database) -> Iterator[Database]:
+    """A write transaction that takes the lock at once, so that what it reads can't change before it writes."""
+    if db.conn.in_transaction:
+        yield db
+        return
+    try:
+        db.conn.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        raise StorageError(f"The database is busy or can't be written ({error}).") from error
+    try:
+        yield db
+        db.conn.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        _roll_back(db)
+        raise StorageError(f"The database could not be written ({error}). Is the disk full?") from error
+    except BaseException:
+        _roll_back(db)
+        raise
+
+
+def _roll_back(db: Database) -> None:
+    # A full disk may already have ended the transaction.
+    if db.conn.in_transaction:
+        db.conn.execute("ROLLBACK")
+
+
+@migrations()
+def m001_first_tables(db: Database) -> None:
+    """Follows, repos, variants, jobs and their events, baselines, measurements, pulls, requests, keyed values."""
+    statements = """
+    CREATE TABLE follows (
+      name TEXT PRIMARY KEY, consented INTEGER NOT NULL DEFAULT 0, created_at REAL NOT NULL
+    );
+    CREATE TABLE repos (
+      id TEXT PRIMARY KEY, sha TEXT, last_modified TEXT, source TEXT NOT NULL DEFAULT 'follow',
+      note TEXT, base_model TEXT, config TEXT NOT NULL DEFAULT '{}', seen_at REAL
+    );
+    CREATE TABLE variants (
+      id INTEGER PRIMARY KEY, repo_id TEXT NOT NULL REFERENCES repos(id) ON DELETE CASCADE, name TEXT NOT NULL,
+      key TEXT NOT NULL, label TEXT NOT NULL, files TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+      revision TEXT NOT NULL, inspection TEXT, note TEXT, state TEXT NOT NULL DEFAULT 'current',
+      first_seen REAL NOT NULL, UNIQUE (repo_id, name, key)
+    );
+    CREATE TABLE jobs (
+      id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, variant_id INTEGER NOT NULL
+        REFERENCES variants(id) ON DELETE CASCADE, reference_id INTEGER REFERENCES variants(id),
+      protocol TEXT NOT NULL, state TEXT NOT NULL DEFAULT 'todo', priority INTEGER NOT NULL DEFAULT 0,
+      attempts INTEGER NOT NULL DEFAULT 0, depends_on INTEGER REFERENCES jobs(id), not_before REAL NOT NULL DEFAULT 0,
+      lease_owner TEXT, lease_until REAL, progress TEXT, error_type TEXT, error TEXT,
+      created_at REAL NOT NULL, updated_at REAL NOT NULL
+    );
+    CREATE INDEX jobs_by_state ON jobs(state, not_before);
+    CREATE INDEX jobs_by_variant ON jobs(variant_id);
+    CREATE TABLE job_events (
+      id INTEGER PRIMARY KEY, job_id INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE, at REAL NOT NULL,
+      state TEXT NOT NULL, reason TEXT
+    );
+    CREATE TABLE baselines (
+      reference_key TEXT NOT NULL, protocol_fingerprint TEXT NOT NULL, path TEXT NOT NULL, result TEXT NOT NULL,
+      created_at REAL NOT NULL, PRIMARY KEY (reference_key, protocol_fingerprint)
+    );
+    CREATE TABLE measurements (
+      id INTEGER PRIMARY KEY, variant_key TEXT NOT NULL, protocol_fingerprint TEXT NOT NULL, kind TEXT NOT NULL,
+      reference_key TEXT, environment_fingerprint TEXT NOT NULL, result TEXT NOT NULL, job_id INTEGER,
+      created_at REAL NOT NULL
+    );
+    CREATE INDEX measurements_by_variant ON measurements(variant_key, protocol_fingerprint, kind);
+    CREATE TABLE pulls (
+      repo_id TEXT NOT NULL, num INTEGER NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL, url TEXT,
+      created_at REAL NOT NULL, updated_at REAL NOT NULL, PRIMARY KEY (repo_id, num)
+    );
+    CREATE TABLE requests (
+      id INTEGER PRIMARY KEY, repo_id TEXT NOT NULL, person TEXT, state TEXT NOT NULL, note TEXT, created_at REAL NOT NULL
+    );
+    CREATE TABLE keyed (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """
+    for statement in statements.split(";"):
+        if statement.strip():
+            db.conn.execute(statement)

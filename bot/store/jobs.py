@@ -1,0 +1,278 @@
+"""The queue's table: todo → running → done | dead, with leases, heartbeats, retries and an event for each change.
+
+A job is claimed by whoever writes its lease first. A lease that runs out (its worker died) puts the job back.
+Retryable failures come back later, others are dead at once, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from bot.store.db import immediate
+from core.contract import ProgressEvent
+from core.protocol import Protocol
+
+#: Attempts before a retryable failure is dead.
+MAX_ATTEMPTS = 3
+#: Seconds before the second attempt; doubled for each further one.
+BACKOFF = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be queued; ``key`` makes queueing it twice one job."""
+
+    key: str
+    kind: str
+    variant_id: int
+    reference_id: int | None
+    protocol: Protocol
+    depends_on_key: str | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A stored job."""
+
+    id: int
+    key: str
+    kind: str
+    variant_id: int
+    reference_id: int | None
+    protocol: Protocol
+    state: str
+    attempts: int
+    not_before: float
+    error_type: str | None
+    error: str | None
+    progress: ProgressEvent | None
+    updated_at: float
+
+
+class Jobs:
+    """Tables jobs and job_events."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def add(self, jobs: list[NewJob], *, now: float) -> int:
+        """Queue jobs that are not there yet; a dependency must come before what depends on it. Returns how many."""
+        added = 0
+        with immediate(self._db):
+            for job in jobs:
+                parent = self._by_key(job.depends_on_key) if job.depends_on_key else None
+                cursor = self._db.conn.execute(
+                    "INSERT INTO jobs (key, kind, variant_id, reference_id, protocol, priority, depends_on, created_at, "
+                    "updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+                    (
+                        job.key,
+                        job.kind,
+                        job.variant_id,
+                        job.reference_id,
+                        job.protocol.model_dump_json(),
+                        job.priority,
+                        parent["id"] if parent else None,
+                        now,
+                        now,
+                    ),
+                )
+                if cursor.rowcount:
+                    added += 1
+                    self._event(int(cursor.lastrowid or 0), "todo", None, now)
+        return added
+
+    def claim(self, worker: str, *, now: float, lease: float) -> Job | None:
+        """Take the next job that may start, by priority and age, or None; dead dependencies are passed on first."""
+        with immediate(self._db):
+            self._recover(now)
+            self._bury_dependents(now)
+            for row in self._db.query(
+                "SELECT j.* FROM jobs j LEFT JOIN jobs d ON d.id = j.depends_on WHERE j.state = 'todo' "
+                "AND j.not_before <= ? AND (d.id IS NULL OR d.state = 'done') "
+                "ORDER BY j.priority DESC, j.id LIMIT 1",
+                (now,),
+            ):
+                self._db.conn.execute(
+                    "UPDATE jobs SET state = 'running', lease_owner = ?, lease_until = ?, attempts = attempts + 1, "
+                    "updated_at = ?, progress = NULL WHERE id = ?",
+                    (worker, now + lease, now, row["id"]),
+                )
+                self._event(row["id"], "running", worker, now)
+                return _job({**row, "state": "running", "attempts": row["attempts"] + 1})
+        return None
+
+    def heartbeat(
+        self, job_id: int, worker: str, *, now: float, lease: float, progress: ProgressEvent | None = None
+    ) -> bool:
+        """Prolong the lease and note the progress; False if the job is no longer this worker's."""
+        with immediate(self._db):
+            cursor = self._db.conn.execute(
+                "UPDATE jobs SET lease_until = ?, updated_at = ?, progress = COALESCE(?, progress) "
+                "WHERE id = ? AND lease_owner = ? AND state = 'running'",
+                (now + lease, now, progress.model_dump_json() if progress else None, job_id, worker),
+            )
+            return cursor.rowcount > 0
+
+    def owned(self, job_id: int, worker: str) -> bool:
+        """Whether the job is still this worker's to finish."""
+        rows = self._db.query(
+            "SELECT 1 FROM jobs WHERE id = ? AND lease_owner = ? AND state = 'running'", (job_id, worker)
+        )
+        return any(True for _ in rows)
+
+    def finish(self, job_id: int, worker: str, *, now: float) -> bool:
+        """Mark done; False (and nothing changes) if the job is no longer this worker's."""
+        return self._leave(job_id, worker, "done", None, now)
+
+    def release(self, job_id: int, worker: str, *, reason: str, now: float) -> bool:
+        """Put an interrupted job back as if it had not been started."""
+        with immediate(self._db):
+            if not self._leave(job_id, worker, "todo", reason, now):
+                return False
+            self._db.conn.execute("UPDATE jobs SET attempts = attempts - 1 WHERE id = ?", (job_id,))
+            return True
+
+    def fail(
+        self, job_id: int, worker: str, *, error_type: str, reason: str, retryable: bool, now: float
+    ) -> str | None:
+        """Record a failure: back to todo with a delay while attempts are left and it may help, else dead.
+
+        Returns the new state, or None if the job is no longer this worker's.
+        """
+        with immediate(self._db):
+            rows = list(self._db.query("SELECT attempts FROM jobs WHERE id = ?", (job_id,)))
+            again = retryable and bool(rows) and rows[0]["attempts"] < MAX_ATTEMPTS
+            state = "todo" if again else "dead"
+            if not self._leave(job_id, worker, state, reason, now):
+                return None
+            delay = BACKOFF * 2 ** (rows[0]["attempts"] - 1) if again else 0.0
+            self._db.conn.execute(
+                "UPDATE jobs SET error_type = ?, error = ?, not_before = ? WHERE id = ?",
+                (error_type, reason, now + delay, job_id),
+            )
+            return state
+
+    def retry(self, job_id: int, *, now: float) -> bool:
+        """Give a dead job (and the dead ones that waited for it) fresh attempts; False if it is not dead."""
+        with immediate(self._db):
+            cursor = self._db.conn.execute(
+                "UPDATE jobs SET state = 'todo', attempts = 0, not_before = 0, error = NULL, error_type = NULL, "
+                "updated_at = ? WHERE state = 'dead' AND (id = ? OR (depends_on = ? AND error_type = 'Dependency'))",
+                (now, job_id, job_id),
+            )
+            if cursor.rowcount:
+                self._event(job_id, "todo", "asked to try again", now)
+            return cursor.rowcount > 0
+
+    def job(self, job_id: int) -> Job | None:
+        """One job, or None."""
+        for row in self._db.query("SELECT * FROM jobs WHERE id = ?", (job_id,)):
+            return _job(row)
+        return None
+
+    def by_keys(self, keys: list[str]) -> dict[str, Job]:
+        """The jobs with these keys, by key."""
+        found = (self._by_key(key) for key in keys)
+        return {row["key"]: _job(row) for row in found if row}
+
+    def all(self, *, states: tuple[str, ...] = (), limit: int = 1000) -> list[Job]:
+        """Jobs in these states (all by default): running first, then the queue in its order, then the newest."""
+        where = f"WHERE state IN ({','.join('?' * len(states))})" if states else ""
+        return [_job(row) for row in self._db.query(
+            f"SELECT * FROM jobs {where} ORDER BY CASE state WHEN 'running' THEN 0 WHEN 'todo' THEN 1 ELSE 2 END, "
+            "priority DESC, CASE WHEN state IN ('done', 'dead') THEN -updated_at ELSE id END LIMIT ?",
+            [*states, limit],
+        )]  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        """Number of jobs in each state."""
+        rows = self._db.query("SELECT state, COUNT(*) AS n FROM jobs GROUP BY state ORDER BY state")
+        return {row["state"]: row["n"] for row in rows}
+
+    def next_start(self) -> float | None:
+        """When the next waiting job may start (seconds since the epoch), or None when none waits."""
+        row = next(self._db.query("SELECT MIN(not_before) AS at FROM jobs WHERE state = 'todo'"))
+        return row["at"]
+
+    def open_files(self) -> set[int]:
+        """Row ids of the variants that unfinished jobs still need."""
+        rows = self._db.query("SELECT variant_id, reference_id, kind FROM jobs WHERE state IN ('todo', 'running')")
+        return {row["variant_id"] for row in rows}
+
+    def events(self, job_id: int) -> list[dict[str, Any]]:
+        """A job's history: at, state, reason."""
+        return list(self._db.query("SELECT at, state, reason FROM job_events WHERE job_id = ? ORDER BY id", (job_id,)))
+
+    def _by_key(self, key: str) -> dict[str, Any] | None:
+        return next(iter(self._db.query("SELECT * FROM jobs WHERE key = ?", (key,))), None)
+
+    def _leave(self, job_id: int, worker: str, state: str, reason: str | None, now: float) -> bool:
+        with immediate(self._db):
+            cursor = self._db.conn.execute(
+                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, progress = NULL, updated_at = ? "
+                "WHERE id = ? AND lease_owner = ? AND state = 'running'",
+                (state, now, job_id, worker),
+            )
+            if cursor.rowcount:
+                self._event(job_id, state, reason, now)
+            return cursor.rowcount > 0
+
+    def _recover(self, now: float) -> None:
+        """Jobs whose lease ran out: back to the queue, or dead when that was their last attempt."""
+        for row in list(
+            self._db.query(
+                "SELECT id, attempts, lease_owner FROM jobs WHERE state = 'running' AND lease_until < ?",
+                (now,),
+            )
+        ):
+            state = "todo" if row["attempts"] < MAX_ATTEMPTS else "dead"
+            reason = f"its worker {row['lease_owner']} was lost"
+            self._db.conn.execute(
+                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, error_type = 'LostWorker', error = ?, "
+                "updated_at = ? WHERE id = ?",
+                (state, reason, now, row["id"]),
+            )
+            self._event(row["id"], state, reason, now)
+
+    def _bury_dependents(self, now: float) -> None:
+        for row in list(
+            self._db.query(
+                "SELECT j.id, d.error FROM jobs j JOIN jobs d ON d.id = j.depends_on "
+                "WHERE j.state = 'todo' AND d.state = 'dead'"
+            )
+        ):
+            reason = f"Its baseline could not be recorded: {row['error']}"
+            self._db.conn.execute(
+                "UPDATE jobs SET state = 'dead', error_type = 'Dependency', error = ?, updated_at = ? WHERE id = ?",
+                (reason, now, row["id"]),
+            )
+            self._event(row["id"], "dead", reason, now)
+
+    def _event(self, job_id: int, state: str, reason: str | None, now: float) -> None:
+        self._db.conn.execute(
+            "INSERT INTO job_events (job_id, at, state, reason) VALUES (?, ?, ?, ?)",
+            (job_id, now, state, reason),
+        )
+
+
+def _job(row: dict[str, Any]) -> Job:
+    return Job(
+        id=row["id"],
+        key=row["key"],
+        kind=row["kind"],
+        variant_id=row["variant_id"],
+        reference_id=row["reference_id"],
+        protocol=Protocol.model_validate(json.loads(row["protocol"])),
+        state=row["state"],
+        attempts=row["attempts"],
+        not_before=row["not_before"],
+        error_type=row["error_type"],
+        error=row["error"],
+        progress=ProgressEvent.model_validate_json(row["progress"]) if row["progress"] else None,
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,160 @@
+"""Baselines, measurements, pulls, requests: what came of the jobs and what was told to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from bot.store.db import immediate
+from core.contract import BaselineResult, QualityResult, SpeedResult, result_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A stored measurement of one variant under one protocol."""
+
+    id: int
+    variant_key: str
+    kind: str
+    reference_key: str | None
+    result: QualityResult | SpeedResult
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPull:
+    """One of our pulls as last seen: open, draft, closed or merged."""
+
+    repo_id: str
+    num: int
+    key: str
+    status: str
+    url: str | None
+    created_at: float
+
+
+class Results:
+    """Tables baselines, measurements, pulls, requests, keyed."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def save_baseline(
+        self, reference_key: str, protocol_fingerprint: str, result: BaselineResult, *, now: float
+    ) -> None:
+        """Remember a recorded baseline; a new recording replaces the old one."""
+        with immediate(self._db):
+            self._db.conn.execute(
+                "INSERT OR REPLACE INTO baselines (reference_key, protocol_fingerprint, path, result, created_at) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (reference_key, protocol_fingerprint, result.path, result.model_dump_json(), now),
+            )
+
+    def baseline(self, reference_key: str, protocol_fingerprint: str) -> BaselineResult | None:
+        """The baseline of a reference under a protocol, or None."""
+        for row in self._db.query(
+            "SELECT result FROM baselines WHERE reference_key = ? AND protocol_fingerprint = ?",
+            (reference_key, protocol_fingerprint),
+        ):
+            return BaselineResult.model_validate_json(row["result"])
+        return None
+
+    def save_measurement(
+        self,
+        variant_key: str,
+        protocol_fingerprint: str,
+        result: QualityResult | SpeedResult,
+        *,
+        reference_key: str | None,
+        job_id: int | None,
+        now: float,
+    ) -> None:
+        """Add a measurement; older ones stay, the newest counts."""
+        with immediate(self._db):
+            self._db.conn.execute(
+                "INSERT INTO measurements (variant_key, protocol_fingerprint, kind, reference_key, "
+                "environment_fingerprint, result, job_id, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    variant_key,
+                    protocol_fingerprint,
+                    result.kind,
+                    reference_key,
+                    result.environment.fingerprint,
+                    result.model_dump_json(),
+                    job_id,
+                    now,
+                ),
+            )
+
+    def measurements(self, variant_key: str, protocol_fingerprint: str) -> dict[str, Measurement]:
+        """The newest measurement of each kind, by kind."""
+        rows = self._db.query(
+            "SELECT * FROM measurements WHERE variant_key = ? AND protocol_fingerprint = ? ORDER BY id",
+            (variant_key, protocol_fingerprint),
+        )
+        return {
+            row["kind"]: Measurement(
+                row["id"],
+                row["variant_key"],
+                row["kind"],
+                row["reference_key"],
+                result_adapter.validate_json(row["result"]),
+                row["created_at"],
+            )
+            for row in rows
+        }
+
+    def save_pull(self, repo_id: str, num: int, *, key: str, status: str, url: str | None, now: float) -> None:
+        """Remember a pull or its new key and status."""
+        with immediate(self._db):
+            self._db.conn.execute(
+                "INSERT INTO pulls (repo_id, num, key, status, url, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (repo_id, num) DO UPDATE SET key = excluded.key, status = excluded.status, "
+                "url = COALESCE(excluded.url, pulls.url), updated_at = excluded.updated_at",
+                (repo_id, num, key, status, url, now, now),
+            )
+
+    def pulls(self, repo_id: str | None = None) -> list[StoredPull]:
+        """Our pulls in one repo or in all, by repo and number."""
+        where, args = ("WHERE repo_id = ?", (repo_id,)) if repo_id else ("", ())
+        rows = self._db.query(f"SELECT * FROM pulls {where} ORDER BY repo_id, num", args)
+        return [
+            StoredPull(row["repo_id"], row["num"], row["key"], row["status"], row["url"], row["created_at"])
+            for row in rows
+        ]
+
+    def add_request(self, repo_id: str, person: str | None, *, now: float) -> bool:
+        """Note that somebody asked for a repo; False if the same repo is already asked for and waiting."""
+        with immediate(self._db):
+            if any(True for _ in self._db.query(
+                "SELECT 1 FROM requests WHERE repo_id = ? AND state = 'open'", (repo_id,)
+            )):  # fmt: skip
+                return False
+            self._db.conn.execute(
+                "INSERT INTO requests (repo_id, person, state, created_at) VALUES (?, ?, 'open', ?)",
+                (repo_id, person, now),
+            )
+            return True
+
+    def requests(self, *, state: str | None = None) -> list[dict[str, Any]]:
+        """Requests in one state or all: id, repo_id, person, state, note, created_at."""
+        where, args = ("WHERE state = ?", (state,)) if state else ("", ())
+        return list(self._db.query(f"SELECT * FROM requests {where} ORDER BY id", args))
+
+    def end_request(self, request_id: int, *, state: str, note: str | None) -> None:
+        """Answer a request: taken, or refused with a note."""
+        with immediate(self._db):
+            self._db.conn.execute("UPDATE requests SET state = ?, note = ? WHERE id = ?", (state, note, request_id))
+
+    def get(self, name: str) -> str | None:
+        """A small remembered value, or None."""
+        for row in self._db.query("SELECT value FROM keyed WHERE name = ?", (name,)):
+            return str(row["value"])
+        return None
+
+    def put(self, name: str, value: str) -> None:
+        """Remember a small value."""
+        with immediate(self._db):
+            self._db.conn.execute("INSERT OR REPLACE INTO keyed (name, value) VALUES (?, ?)", (name, value))

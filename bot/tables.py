@@ -1,0 +1,130 @@
+"""Tables for the terminal: data for people, on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bot.publish.markdown import percent, significant, size, speed, with_interval
+from core.audit import Inspection
+from core.contract import QualityResult, SpeedTest
+from core.dataset import DatasetRow
+from core.verdict import Z95
+
+out = Console(highlight=False, soft_wrap=True)
+
+
+def rows_table(rows: Sequence[DatasetRow], *, title: str | None = None) -> Table:
+    """Variants with their figures, largest first within a repo."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("Quant", no_wrap=True)
+    for name in ("bpw", "Size", "Mean KLD", "99.9 % KLD", "Same top p", "PPL ratio", "pp t/s", "tg t/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in sorted(rows, key=lambda r: (r.repo_id, -r.size_bytes, r.variant)):
+        table.add_row(
+            escape(row.label),
+            f"{row.bpw:.2f}" if row.bpw else "–",
+            size(row.size_bytes),
+            "–" if row.kld_mean is None else with_interval(row.kld_mean, Z95 * (row.kld_stderr or 0)),
+            "–" if row.kld_p99_9 is None else significant(row.kld_p99_9),
+            "–" if row.same_top is None else percent(row.same_top),
+            "–" if row.ppl_ratio is None else f"{row.ppl_ratio:.4f}",
+            "–" if row.pp_ts is None else speed(row.pp_ts),
+            "–" if row.tg_ts is None else speed(row.tg_ts),
+            escape(_note(row)),
+        )
+    return table
+
+
+def _note(row: DatasetRow) -> str:
+    if row.state in ("failed", "stale", "waiting"):
+        return f"{row.state}: {row.reason}" if row.reason else row.state
+    return "reference" if row.is_reference else (row.reason or "")
+
+
+def quality_table(result: QualityResult) -> Table:
+    """One variant's statistics in llama-perplexity's order."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    lines = [
+        ("Mean PPL(Q)", f"{result.ppl.value:.6f} ± {result.ppl.stderr:.6f}"),
+        ("Mean PPL(base)", f"{result.ppl_base.value:.6f} ± {result.ppl_base.stderr:.6f}"),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{100 * result.ppl_cor:.2f} %"),
+        ("Mean ln(PPL(Q)/PPL(base))", f"{result.ln_ppl_ratio.value:.6f} ± {result.ln_ppl_ratio.stderr:.6f}"),
+        ("Mean PPL(Q)/PPL(base)", f"{result.ppl_ratio.value:.6f} ± {result.ppl_ratio.stderr:.6f}"),
+        ("Mean KLD", f"{result.kld.mean:.6f} ± {result.kld.stderr:.6f}"),
+        *((f"{name} KLD", f"{getattr(result.kld, field):.6f}") for name, field in _KLD_LINES),
+        ("Mean Δp", f"{100 * result.delta_p.mean:.3f} ± {100 * result.delta_p.stderr:.3f} %"),
+        ("RMS Δp", f"{100 * result.delta_p.rms:.3f} ± {100 * result.delta_p.rms_stderr:.3f} %"),
+        ("Same top p", f"{100 * result.same_top.value:.3f} ± {100 * result.same_top.stderr:.3f} %"),
+    ]
+    if result.exact:
+        exact = result.exact
+        lines += [
+            ("PPL(base), exact", f"{exact.ppl_base.value:.6f} ± {exact.ppl_base.stderr:.6f}"),
+            ("PPL(Q)/PPL(base), exact", f"{exact.ppl_ratio.value:.6f} ± {exact.ppl_ratio.stderr:.6f}"),
+        ]
+    lines.append(("Scored tokens", f"{result.n_tokens:,} in {result.n_chunks} chunks"))
+    for name, value in lines:
+        table.add_row(name, value)
+    return table
+
+
+_KLD_LINES = (
+    ("Maximum", "max"),
+    ("99.9 %", "p99_9"),
+    ("99.0 %", "p99"),
+    ("95.0 %", "p95"),
+    ("90.0 %", "p90"),
+    ("Median", "median"),
+    ("Minimum", "min"),
+)
+
+
+def speed_table(tests: Sequence[SpeedTest]) -> Table:
+    """Speed tests as llama-bench shows them, with peak memory."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("Model", no_wrap=True)
+    for name in ("Size", "Threads", "Test", "t/s", "Peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for test in tests:
+        name = f"pp{test.n_prompt}" if test.n_prompt else f"tg{test.n_gen}"
+        table.add_row(
+            escape(test.model_type),
+            size(test.model_size),
+            str(test.n_threads),
+            name,
+            f"{test.avg_ts:.2f} ± {test.stddev_ts:.2f}",
+            size(test.peak_memory_bytes + (test.peak_vram_bytes or 0)),
+        )
+    return table
+
+
+def inspection_table(name: str, found: Inspection) -> Table:
+    """A header's audit."""
+    table = Table(title=escape(name), title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column()
+    imatrix = found.imatrix
+    lines = [
+        ("Architecture", found.architecture or "–"),
+        ("Parameters", f"{found.n_params:,}"),
+        ("Size", f"{size(found.size_bytes)}, {found.bpw:.2f} bpw"),
+        ("File type", found.file_type or "–"),
+        *((f"  {group}", _types(shares)) for group, shares in found.groups.items()),
+        ("imatrix", f"{imatrix.file}, {imatrix.chunks} chunks of {imatrix.dataset}" if imatrix else "none"),
+        ("Base model", ", ".join(b.repo_id or b.name or "?" for b in found.base_models) or "–"),
+        *(("Flag", flag.detail) for flag in found.flags),
+    ]
+    for key, value in lines:
+        table.add_row(key, escape(str(value)))
+    return table
+
+
+def _types(shares: dict[str, object]) -> str:
+    return ", ".join(f"{kind} ×{getattr(share, 'count', '?')}" for kind, share in shares.items())
