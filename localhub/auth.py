@@ -1,0 +1,166 @@
+"""Users, organisations and tokens, and who may do what."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .disk import Locks, now, read_json, stable_id, write_json
+from .errors import BadRequest, Conflict, Forbidden, GatedRepo, RepoNotFound, Unauthorized
+from .names import check_owner
+from .repos import Repo
+
+Role = Literal["read", "write"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who is asking. Without a token: nobody (`name` is None), who may read what is public."""
+
+    name: str | None = None
+    role: Role = "read"
+    token_name: str = ""
+    orgs: tuple[str, ...] = ()
+
+    def is_member(self, owner: str) -> bool:
+        """Whether things of this user or organisation are theirs."""
+        return self.name is not None and (owner == self.name or owner in self.orgs)
+
+    def require_user(self) -> str:
+        """The user's name; 401 for nobody."""
+        if self.name is None:
+            raise Unauthorized("Invalid username or password.")
+        return self.name
+
+    def require_write(self) -> str:
+        """The user's name; 401 for nobody, 403 for a token that may only read."""
+        name = self.require_user()
+        if self.role != "write":
+            raise Forbidden('Forbidden: you must use a write token to do this; yours has the role "read".')
+        return name
+
+
+ANONYMOUS = Identity()
+
+
+def user_id(name: str) -> str:
+    """The id that stands for a user in payloads."""
+    return stable_id("user", name)
+
+
+def check_readable(repo: Repo, who: Identity) -> None:
+    """A private repo looks missing to everybody else."""
+    if repo.meta().get("private") and not who.is_member(repo.owner):
+        raise RepoNotFound()
+
+
+def check_files(repo: Repo, who: Identity) -> None:
+    """The files of a gated repo are for its owner and for those who were granted access."""
+    meta = repo.meta()
+    granted = who.is_member(repo.owner) or (who.name is not None and who.name in meta.get("access", []))
+    if meta.get("gated") and not granted:
+        raise GatedRepo(
+            f"Access to {repo.repo_type} {repo.repo_id} is restricted and you are not in the authorized list."
+            " Visit the repo's page to ask for access."
+        )
+
+
+def check_admin(repo: Repo, who: Identity) -> str:
+    """Only the owner (or a member of the owning organisation), with a write token."""
+    name = who.require_write()
+    if not who.is_member(repo.owner):
+        raise Forbidden(f"Forbidden: you don't have the rights to change the {repo.repo_type} {repo.repo_id}")
+    return name
+
+
+def check_discussions(repo: Repo) -> None:
+    """Discussions and pull requests can be switched off for a repo."""
+    if repo.meta().get("discussionsDisabled"):
+        raise Forbidden("Discussions are disabled for this repo")
+
+
+class Users:
+    """`users.json`. A folder without one has no users: everybody is anonymous and can read what is public."""
+
+    def __init__(self, root: Path, locks: Locks) -> None:
+        self._path = root / "users.json"
+        self._locks = locks
+        self._seen: tuple[int, int] = (0, 0)
+        self._cached: dict[str, Any] = {"users": {}, "tokens": {}}
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return {"users": {}, "tokens": {}}
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._seen:
+            data = read_json(self._path) or {}
+            self._cached = {"users": data.get("users", {}), "tokens": data.get("tokens", {})}
+            self._seen = stamp
+        return self._cached
+
+    def create(
+        self,
+        name: str,
+        *,
+        token: str | None = None,
+        role: Role = "write",
+        is_org: bool = False,
+        members: tuple[str, ...] = (),
+    ) -> str:
+        """Make a user or organisation and return the user's token (`""` for an organisation).
+
+        An existing user gets one more token; an existing organisation gets the members added.
+        """
+        check_owner(name)
+        if role not in ("read", "write"):
+            raise BadRequest(f"Invalid role: {role!r}")
+        with self._locks.hold("users"):
+            data = self._load()
+            users, tokens = dict(data["users"]), dict(data["tokens"])
+            kind = "org" if is_org else "user"
+            known = users.get(name, {"type": kind, "createdAt": now()})
+            if known["type"] != kind:
+                raise Conflict(f"{name} exists already and is not of type {kind}")
+            if is_org:
+                known = {**known, "members": sorted({*known.get("members", []), *members})}
+                token = ""
+            else:
+                token = token or f"hf_{secrets.token_hex(17)}"
+                holder = tokens.get(token, {}).get("user", name)
+                if holder != name:
+                    raise Conflict("This token belongs to somebody else already")
+                tokens[token] = {"user": name, "role": role, "name": f"{role} token"}
+            users[name] = known
+            # 0600: the tokens are in it, in clear, so that a person can write the file
+            write_json(self._path, {"users": users, "tokens": tokens}, mode=0o600)
+        return token
+
+    def identify(self, authorization: str | None) -> Identity:
+        """The identity behind an Authorization header; 401 for a token nobody was given."""
+        if not authorization:
+            return ANONYMOUS
+        scheme, _, token = authorization.partition(" ")
+        data = self._load()
+        row = data["tokens"].get(token.strip()) if scheme.lower() == "bearer" else None
+        if row is None or row["user"] not in data["users"]:
+            raise Unauthorized("Invalid credentials in Authorization header")
+        name = row["user"]
+        role: Role = "write" if row.get("role") == "write" else "read"
+        return Identity(name, role, row.get("name", ""), tuple(self.orgs_of(name)))
+
+    def identity_of(self, name: str) -> Identity:
+        """What a user may read, for work done in their name (webhooks)."""
+        return Identity(name, "read", "", tuple(self.orgs_of(name)))
+
+    def orgs_of(self, name: str) -> list[str]:
+        """The organisations a user is a member of."""
+        return sorted(org for org, row in self._load()["users"].items() if name in row.get("members", []))
+
+    def kind(self, name: str) -> str | None:
+        """`user`, `org`, or None for nobody."""
+        row = self._load()["users"].get(name)
+        return row["type"] if row else None
