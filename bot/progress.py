@@ -21,7 +21,7 @@ from rich.progress import (
 from bot.queue.worker import JobEvent
 from core.contract import ProgressEvent
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -54,7 +54,8 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if err.is_terminal:
+            self._progress.stop()
 
     def update(self, title: str, event: ProgressEvent | None) -> None:
         """Show how far the work called ``title`` is."""

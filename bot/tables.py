@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bot.publish.markdown import percent, significant, size, speed, with_interval
-from core.audit import Inspection
+from core.audit import Inspection, TypeShare
 from core.contract import QualityResult, SpeedTest
 from core.dataset import DatasetRow
+from core.format import percent, significant, size, speed, with_interval
 from core.verdict import Z95
 
-out = Console(highlight=False, soft_wrap=True)
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    # Into a file or a pipe, rows stay whole however wide they are.
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=200)
+
+
+out = _console()
 
 
 def rows_table(rows: Sequence[DatasetRow], *, title: str | None = None) -> Table:
@@ -126,5 +133,5 @@ def inspection_table(name: str, found: Inspection) -> Table:
     return table
 
 
-def _types(shares: dict[str, object]) -> str:
-    return ", ".join(f"{kind} ×{getattr(share, 'count', '?')}" for kind, share in shares.items())
+def _types(shares: Mapping[str, TypeShare]) -> str:
+    return ", ".join(f"{kind} ×{share.count}" for kind, share in shares.items())

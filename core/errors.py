@@ -35,6 +35,12 @@ class BaselineError(InputError):
     """The baseline is missing, corrupt, or was not recorded for this measurement."""
 
 
+class BaselineGoneError(BaselineError):
+    """A recorded baseline's file is no longer there; it is recorded again."""
+
+    retryable = True
+
+
 class VocabularyMismatchError(BaselineError):
     """The variant's vocabulary is not the baseline's, so their token distributions can't be compared."""
 

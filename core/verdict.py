@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.format import significant, with_interval
+
 #: Two-sided 95 % of a normal distribution.
 Z95 = 1.959964
 
@@ -104,12 +106,12 @@ def sentence(candidates: Sequence[Candidate]) -> str:
         best = min(quants, key=lambda c: c.kld)
         return (
             f"No file here stays practically at the original. The closest, {best.label}, has a mean KLD of "
-            f"{best.kld:.4f} and picks the same top token {100 * best.same_top:.1f} % of the time."
+            f"{significant(best.kld)} and picks the same top token {100 * best.same_top:.1f} % of the time."
         )
     pick = near[0]
     text = (
-        f"**{pick.label} is the smallest file that is practically the original** (mean KLD {pick.kld:.4f} ± "
-        f"{Z95 * pick.kld_stderr:.4f}; it picks the same top token {100 * pick.same_top:.1f} % of the time)."
+        f"**{pick.label} is the smallest file that is practically the original** (mean KLD "
+        f"{with_interval(pick.kld, Z95 * pick.kld_stderr)}; it picks the same top token {100 * pick.same_top:.1f} % of the time)."
     )
     worse = [c for c in quants if c.same_top < 0.9]
     if worse:

@@ -1,0 +1,1 @@
+"""The commands of ``quantcard``, one module per family."""

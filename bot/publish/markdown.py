@@ -1,11 +1,10 @@
-"""Escaping and number formats for what we write into Markdown. Pure.
+"""Escaping for what we write into Markdown. Pure.
 
 In templates every string is escaped unless it is :class:`Markup`, so that a file name can't become markup.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from urllib.parse import quote
@@ -45,44 +44,3 @@ def link(text: str, url: str) -> Markup:
 def file_url(endpoint: str, repo_id: str, path: str) -> str:
     """The page of a file in a model repo."""
     return f"{endpoint}/{quote(repo_id)}/blob/main/{quote(path, safe='/')}".replace("(", "%28").replace(")", "%29")
-
-
-def size(n_bytes: int) -> str:
-    """Decimal units with two or three significant digits, as the Hub shows sizes: ``2.5 MB``, ``18 GB``."""
-    value = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, {"B": "kB", "kB": "MB", "MB": "GB", "GB": "TB"}[unit]
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
-
-
-def with_interval(value: float, half: float, *, most: int = 5) -> str:
-    """``value ± half`` with as many decimals as give the half-width two digits (at most ``most``)."""
-    if half <= 0 or not math.isfinite(half):
-        return f"{_plain(value, most)} ± {0:.{most}f}"
-    decimals = min(most, max(0, 1 - math.floor(math.log10(half))))
-    return f"{_plain(value, decimals)} ± {half:.{decimals}f}"
-
-
-def _plain(value: float, decimals: int) -> str:
-    text = f"{value:.{decimals}f}"
-    return text.lstrip("-") if float(text) == 0 else text
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """``digits`` significant digits without an exponent, at most six decimals."""
-    if value == 0 or abs(value) < 5e-7:
-        return "0"
-    decimals = max(0, min(6, digits - 1 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{decimals}f}"
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A fraction as percent: ``95.0 %``."""
-    return f"{100 * value:.{digits}f} %"
-
-
-def speed(value: float) -> str:
-    """Tokens per second: three digits and more without decimals, thousands set off."""
-    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"

@@ -12,8 +12,9 @@ from jinja2 import FunctionLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from bot.publish.markdown import code, escape, file_url, link, percent, significant, size, speed, with_interval
+from bot.publish.markdown import code, escape, file_url, link
 from core.dataset import SCHEMA_VERSION, DatasetRow
+from core.format import percent, significant, size, speed, with_interval
 from core.verdict import Z95, Candidate, pareto, picks, sentence, tied
 
 
@@ -72,7 +73,8 @@ def render_section(rows: Sequence[DatasetRow], *, endpoint: str, project_url: st
     everyone = [c for _, c in candidates]
     by_label = {row.label: row for row in ordered}
     quants = sum(1 for c in everyone if not c.is_reference)
-    first = next((row for row, _ in candidates), ordered[0])
+    told = [row for row, _ in candidates]
+    first = next((row for row in told if not row.is_reference), told[0] if told else ordered[0])
     return _render(
         "section.md.j2",
         verdict=Markup(_verdict(everyone, quants, ordered)),
@@ -186,8 +188,8 @@ def _table_row(
         ),
         "same_top": cell(row.same_top, percent(row.same_top or 0)),
         "ppl_ratio": cell(row.ppl_ratio, with_interval(row.ppl_ratio or 0, Z95 * (row.ppl_ratio_stderr or 0), most=4)),
-        "pp": cell(row.pp_ts, speed(row.pp_ts or 0)),
-        "tg": cell(row.tg_ts, speed(row.tg_ts or 0)),
+        "pp": cell(row.pp_ts, speed(row.pp_ts or 0, row.pp_ts_stddev)),
+        "tg": cell(row.tg_ts, speed(row.tg_ts or 0, row.tg_ts_stddev)),
         "memory": cell(row.peak_memory_bytes, size((row.peak_vram_bytes or 0) + (row.peak_memory_bytes or 0))),
         "notes": Markup(_notes(row, on_front, candidates)),
     }
@@ -224,14 +226,21 @@ def _legend(rows: Sequence[DatasetRow], candidates: Sequence[tuple[DatasetRow, C
     reference = next((row for row in rows if row.reference_variant), None)
     if reference:
         floor = (
-            f"; noise floor (the reference against itself) {significant(abs(reference.noise_floor))}"
+            f"; noise floor (the reference against itself) {_floor(reference.noise_floor)}"
             if (reference.noise_floor is not None)
             else ""
         )
         parts.append(f"Against {code(str(reference.reference_variant))}{floor}.")
     if any(row.tg_ts is not None for row in rows):
-        parts.append("Speeds were taken on one machine (below); compare them with each other only.")
+        parts.append(
+            "Speeds are means ± the spread of their repetitions, taken on the machine named below; compare them with each other only."
+        )
     return " ".join(parts)
+
+
+def _floor(value: float) -> str:
+    """A noise floor: its size matters, not its sign, and below a millionth it does not matter at all."""
+    return significant(abs(value), 2) if abs(value) >= 1e-6 else "under 0.000001"
 
 
 def _method(first: DatasetRow, rows: Sequence[DatasetRow], endpoint: str) -> list[str]:

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bot.clock import Clock
 from bot.hub.door import HubDoor
 from bot.queue.fetch import corpus_path, evict, model_path
+from bot.queue.plan import job_key
 from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
 from bot.store import Store
@@ -28,7 +30,7 @@ from core.contract import (
     SpeedResult,
     SpeedSpec,
 )
-from core.errors import BaselineError, JobError, QuantcardError
+from core.errors import BaselineGoneError, JobError, QuantcardError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +113,7 @@ class Worker:
     def _spec(self, job: Job, variant: Variant) -> BaselineSpec | QualitySpec | SpeedSpec:
         """The job's spec with real paths; fetches what is not there yet."""
         data, protocol = self._settings.data, job.protocol
-        shared = {
+        shared: dict[str, Any] = {
             "n_batch": protocol.n_batch,
             "n_ubatch": protocol.n_ubatch,
             "type_k": protocol.type_k,
@@ -125,10 +127,9 @@ class Worker:
             reference = self._store.repos.variant(job.reference_id)
             recorded = self._store.results.baseline(reference.key, protocol.fingerprint)
             if recorded is None or not Path(recorded.path).exists():
-                raise BaselineError(
-                    f"The baseline of {reference.name} is gone from {data / 'baselines'}. "
-                    "Retry its baseline job with 'quantcard jobs retry'."
-                )
+                key = job_key("baseline", variant_key=reference.key, protocol=protocol, reference_key=None)
+                self._store.jobs.redo(key, reason="its file is gone", now=self._clock.now())
+                raise BaselineGoneError(f"The baseline of {reference.name} is gone; it is recorded again.")
             baseline = Path(recorded.path)
         model = model_path(data, variant, self._hub)
         if job.kind == "baseline":

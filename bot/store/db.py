@@ -118,7 +118,8 @@ def m001_first_tables(db: Database) -> None:
       created_at REAL NOT NULL, updated_at REAL NOT NULL, PRIMARY KEY (repo_id, num)
     );
     CREATE TABLE requests (
-      id INTEGER PRIMARY KEY, repo_id TEXT NOT NULL, person TEXT, state TEXT NOT NULL, note TEXT, created_at REAL NOT NULL
+      id INTEGER PRIMARY KEY, repo_id TEXT NOT NULL, person TEXT, state TEXT NOT NULL, note TEXT,
+      created_at REAL NOT NULL
     );
     CREATE TABLE keyed (name TEXT PRIMARY KEY, value TEXT NOT NULL);
     """

@@ -67,8 +67,8 @@ class Jobs:
             for job in jobs:
                 parent = self._by_key(job.depends_on_key) if job.depends_on_key else None
                 cursor = self._db.conn.execute(
-                    "INSERT INTO jobs (key, kind, variant_id, reference_id, protocol, priority, depends_on, created_at, "
-                    "updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+                    "INSERT INTO jobs (key, kind, variant_id, reference_id, protocol, priority, depends_on, "
+                    "created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                     (
                         job.key,
                         job.kind,
@@ -169,6 +169,17 @@ class Jobs:
                 self._event(job_id, "todo", "asked to try again", now)
             return cursor.rowcount > 0
 
+    def redo(self, key: str, *, reason: str, now: float) -> None:
+        """Queue a finished job once more: what it made is lost."""
+        with immediate(self._db):
+            row = self._by_key(key)
+            if row and row["state"] in ("done", "dead"):
+                self._db.conn.execute(
+                    "UPDATE jobs SET state = 'todo', attempts = 0, not_before = 0, updated_at = ? WHERE id = ?",
+                    (now, row["id"]),
+                )
+                self._event(row["id"], "todo", reason, now)
+
     def job(self, job_id: int) -> Job | None:
         """One job, or None."""
         for row in self._db.query("SELECT * FROM jobs WHERE id = ?", (job_id,)):
@@ -233,8 +244,8 @@ class Jobs:
             state = "todo" if row["attempts"] < MAX_ATTEMPTS else "dead"
             reason = f"its worker {row['lease_owner']} was lost"
             self._db.conn.execute(
-                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, error_type = 'LostWorker', error = ?, "
-                "updated_at = ? WHERE id = ?",
+                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, error_type = 'LostWorker', "
+                "error = ?, updated_at = ? WHERE id = ?",
                 (state, reason, now, row["id"]),
             )
             self._event(row["id"], state, reason, now)

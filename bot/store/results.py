@@ -110,7 +110,8 @@ class Results:
         """Remember a pull or its new key and status."""
         with immediate(self._db):
             self._db.conn.execute(
-                "INSERT INTO pulls (repo_id, num, key, status, url, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO pulls (repo_id, num, key, status, url, created_at, updated_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (repo_id, num) DO UPDATE SET key = excluded.key, status = excluded.status, "
                 "url = COALESCE(excluded.url, pulls.url), updated_at = excluded.updated_at",
                 (repo_id, num, key, status, url, now, now),

@@ -1,0 +1,77 @@
+"""The ``quantcard`` command: its map, and how errors end. The commands themselves are in bot/commands/."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+import typer
+
+from bot.commands import baseline, card, demo, hub, inspect, jobs, measure, run, watch
+from bot.progress import say
+from core.errors import QuantcardError
+
+app = typer.Typer(
+    name="quantcard",
+    help="Measures every GGUF quantization of followed Hugging Face repos and says what it found on the card.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage or settings, 3 a file is not what it should be, 4 the Hub, "
+    "5 a measurement failed, 6 disk or database, 130 interrupted. Settings: docs/settings.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+app.command("demo")(demo.demo)
+app.command("hub")(hub.hub)
+app.command("follow")(watch.follow)
+app.command("unfollow")(watch.unfollow)
+app.command("follows")(watch.follows)
+app.command("run")(run.run)
+app.command("serve")(run.serve)
+app.command("status")(watch.status)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(measure.app, name="measure")
+app.add_typer(baseline.app, name="baseline")
+app.command("inspect")(inspect.inspect)
+app.command("card")(card.card)
+app.command("leaderboard")(run.leaderboard)
+
+
+@app.callback()
+def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens on the way.")) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR,
+        format="%(asctime)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main() -> None:
+    """Entry point: errors that a person can act on are one sentence on stderr and a documented exit code."""
+    sys.exit(run_app(sys.argv[1:]))
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code = app(args=arguments, prog_name="quantcard", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except QuantcardError as error:
+        say(f"Error: {error}")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say("Interrupted. What was running is put back; run it again to go on.")
+        return 130
+    except BrokenPipeError:
+        # Somebody closed our stdout (``quantcard … | head``): nothing is left to say.
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    main()

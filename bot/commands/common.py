@@ -1,0 +1,103 @@
+"""What commands share: options, opening the store and the Hub, running one job with a progress bar."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bot.hub.client import Hub
+from bot.hub.dry_run import DryRunHub
+from bot.progress import Bars, say
+from bot.queue.runners.local import JobStopped, run_job
+from bot.settings import Settings, load_settings
+from core.contract import Machine, ProgressEvent, Result
+
+DbOption = Annotated[Path | None, typer.Option("--db", help="The database (QUANTCARD_DB).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0: the physical cores.")]
+GpuLayersOption = Annotated[int, typer.Option("--gpu-layers", "-ngl", help="Layers on the GPU; -1: all.")]
+
+
+def machine(threads: int, gpu_layers: int) -> Machine:
+    """How a job may use this machine."""
+    return Machine(n_threads=threads, n_gpu_layers=gpu_layers)
+
+
+def open_hub(settings: Settings) -> Hub:
+    """The Hub that the settings name, or its dry-run twin."""
+    if settings.dry_run:
+        return DryRunHub(endpoint=settings.hf_endpoint, token=_token(settings), tell=say)
+    return Hub(endpoint=settings.hf_endpoint, token=_token(settings))
+
+
+def _token(settings: Settings) -> str | None:
+    return settings.hf_token or None
+
+
+def settings_of(**flags: Any) -> Settings:
+    """The settings in force with this command's flags over them."""
+    return load_settings(**flags)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that long work ends cleanly; a second SIGINT ends it at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_with_bar(spec: object, title: str, *, timeout: float = 7 * 24 * 3600.0) -> Result:
+    """Run one job in its own process with a progress bar on stderr.
+
+    Raises:
+        QuantcardError: the job's own error.
+    """
+    with stop_on_signals() as stop, Bars() as bars:
+        bars.update(title, None)
+
+        def on_progress(event: ProgressEvent) -> None:
+            bars.update(title, event)
+
+        try:
+            return run_job(spec, timeout=timeout, on_progress=on_progress, stop=stop)
+        except JobStopped:
+            raise KeyboardInterrupt from None
+
+
+def numbers(text: str, *, option: str) -> list[int]:
+    """``512`` or ``512,1024`` as numbers.
+
+    Raises:
+        QuantcardError: not numbers.
+    """
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number or a list of numbers.", param_hint=option) from None
+    if any(number < 0 for number in found):
+        raise typer.BadParameter("Numbers must not be negative.", param_hint=option)
+    return found

@@ -1,0 +1,92 @@
+"""``quantcard run``, ``serve`` and ``leaderboard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bot.clock import SystemClock
+from bot.commands.common import DbOption, open_hub, settings_of, stop_on_signals
+from bot.cycle import Cycle, CycleReport
+from bot.progress import Bars, say
+from bot.settings import Settings
+from bot.store import Store
+from bot.tables import out, rows_table
+
+
+def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
+    """One cycle with progress on stderr; returns its report and all rows.
+
+    Raises:
+        KeyboardInterrupt: it was stopped by a signal.
+    """
+    hub = open_hub(settings)
+    with stop_on_signals() as stop, Store(settings.db) as store, Bars() as bars:
+        cycle = Cycle(store, hub, settings, SystemClock(), tell_job=bars.job, tell=say, stop=stop)
+        report = cycle.run()
+        rows = cycle.rows()
+    if stop.is_set():
+        raise KeyboardInterrupt
+    for what, error in [*report.poll.errors, *report.errors]:
+        say(f"{what}: {error}")
+    for outcome in report.outcomes:
+        verb = {"open": "opened", "update": "updated"}.get(outcome.decision.action)
+        if verb and outcome.url:
+            say(f"Pull {verb}: {outcome.url}")
+        elif verb is None:
+            say(f"{outcome.repo_id}: {outcome.decision.reason}")
+    if report.exported:
+        say(f"Published the results to {settings.dataset}.")
+    return report, rows
+
+
+def run(
+    once: Annotated[bool, typer.Option("--once", help="One whole cycle, then end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but write nothing to the Hub.")] = False,
+    db: DbOption = None,
+) -> None:
+    """Poll, plan, measure until the queue is empty, publish, export; without --once again after each interval."""
+    settings = settings_of(db=db, dry_run=True if dry_run else None)
+    if not once:
+        serve_with(settings)
+        return
+    report, rows = run_cycle(settings)
+    if rows:
+        out.print(rows_table(rows))
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
+    db: DbOption = None,
+) -> None:
+    """Run the service: timers, webhook endpoint, worker and leaderboard, until SIGTERM."""
+    serve_with(settings_of(db=db, host=host, port=port))
+
+
+def serve_with(settings: Settings) -> None:
+    """Run the service with these settings."""
+    from bot.service import Service
+
+    Service(settings, open_hub(settings)).run()
+
+
+def leaderboard(
+    folder: Annotated[Path | None, typer.Option("--folder", help="Show a local copy of the dataset instead.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
+    db: DbOption = None,
+) -> None:
+    """Serve the leaderboard over the results dataset (or, without one, over the local copy)."""
+    from bot.leaderboard import open_leaderboard
+
+    settings = settings_of(db=db, host=host, port=port)
+    running = open_leaderboard(settings, folder=folder)
+    say(f"Leaderboard: {running.url}  (Ctrl-C ends it)")
+    with stop_on_signals() as stop:
+        stop.wait()
+    running.close()
