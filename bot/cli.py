@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
-import click
 import typer
 
 from bot.commands import baseline, card, demo, hub, inspect, jobs, measure, run, watch
 from bot.progress import say
 from core.errors import QuantcardError
+
+#: Typer's own exit code for Ctrl-C; ours for SIGTERM too.
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="quantcard",
@@ -56,21 +58,16 @@ def main() -> None:
 def run_app(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     try:
-        code = app(args=arguments, prog_name="quantcard", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        app(args=arguments, prog_name="quantcard")
     except QuantcardError as error:
         say(f"Error: {error}")
         return error.exit_code
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        say("Interrupted. What was running is put back; run it again to go on.")
-        return 130
-    except BrokenPipeError:
-        # Somebody closed our stdout (``quantcard … | head``): nothing is left to say.
-        sys.stderr.close()
-        return 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+        if code == INTERRUPTED:
+            say("Interrupted. What was running is put back; run it again to go on.")
+        return code
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,17 +11,17 @@ from typing import Any, Literal
 from gguf import LlamaFileType
 from pydantic import BaseModel, ConfigDict
 
-from core.gguf_files import label_of
+from core.gguf_files import bare_label, label_of
 from core.gguf_header import GGUFHeader, Tensor
 
 Group = Literal["attention", "ffn", "experts", "ssm", "embeddings", "output", "norms", "other"]
 GROUPS: tuple[Group, ...] = ("attention", "ffn", "experts", "ssm", "embeddings", "output", "norms", "other")
 
-#: Types that keep under four bits a weight: the ones an importance matrix matters most for.
-LOW_BIT = frozenset(
-    ["Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"]
-)  # fmt: skip
+#: Types under four bits a weight that an importance matrix matters most for (the ternary TQ types take none).
+LOW_BIT = frozenset({"Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+_REPO_URL = re.compile(r"https?://(?!(?:www\.)?(?:github|gitlab|modelscope)\.)[^/\s]+/([\w.-]+)/([\w.-]+)(?:[/?#]|\Z)", re.ASCII)
+_NOT_OWNERS = frozenset({"datasets", "spaces", "collections", "api", "docs", "blog", "papers"})
 
 
 class _Model(BaseModel):
@@ -83,6 +84,8 @@ class Inspection(_Model):
 def group_of(name: str) -> Group:
     """The group a tensor belongs to, by llama.cpp's naming (``blk.3.attn_q.weight``)."""
     parts = name.split(".")
+    if parts[0] in ("enc", "dec") and len(parts) > 1:
+        parts = parts[1:]
     short = parts[2] if parts[0] == "blk" and len(parts) > 2 else parts[0]
     if "norm" in short:
         return "norms"
@@ -96,15 +99,15 @@ def group_of(name: str) -> Group:
         return "ssm"
     if short.startswith(("ffn_", "channel_mix")):
         return "ffn"
-    if short.startswith("attn"):
+    if "attn" in short:
         return "attention"
     return "other"
 
 
 def file_type_name(kv: dict[str, Any]) -> str | None:
     """``general.file_type`` as llama.cpp's label (``Q4_K_M``), or None when absent or unknown."""
-    value = kv.get("general.file_type")
-    if not isinstance(value, int):
+    value = _int(kv.get("general.file_type"))
+    if value is None:
         return None
     try:
         return LlamaFileType(value & ~1024).name.removeprefix("MOSTLY_").removeprefix("ALL_")
@@ -205,9 +208,9 @@ def base_models(kv: dict[str, Any]) -> list[BaseModelRef]:
 
 
 def repo_id_of(url: str | None) -> str | None:
-    """``owner/name`` at the end of a repo's address, or None."""
-    parts = [part for part in (url or "").split("?")[0].rstrip("/").split("/") if part]
-    return "/".join(parts[-2:]) if len(parts) >= 4 and "." in parts[-3] else None
+    """``owner/name`` of a model repo's address on the Hub (or a mirror of it), or None."""
+    found = _REPO_URL.match(url or "")
+    return f"{found[1]}/{found[2]}" if found and found[1] not in _NOT_OWNERS else None
 
 
 def _flags(found: Inspection, tensors: Sequence[Tensor], *, name: str, n_headers: int) -> list[Flag]:
@@ -218,7 +221,7 @@ def _flags(found: Inspection, tensors: Sequence[Tensor], *, name: str, n_headers
 
     if n_headers < found.shards:
         flag("shards-missing", f"{n_headers} of {found.shards} shards are there.")
-    label = label_of(name).removeprefix("UD-").removeprefix("I1-")
+    label = bare_label(label_of(name))
     if found.file_type and label != found.file_type and label in _FILE_TYPES:
         flag("label-mismatch", f"The name says {label}, the header says {found.file_type}.")
     fallback = _fallbacks(found.file_type, tensors)
@@ -226,7 +229,7 @@ def _flags(found: Inspection, tensors: Sequence[Tensor], *, name: str, n_headers
         flag("fallback-types", fallback)
     low = sorted(set(found.tensor_types) & LOW_BIT)
     if low and found.imatrix is None:
-        flag("no-imatrix", f"Tensors in {', '.join(low)} and no imatrix keys in the header.")
+        flag("no-imatrix", f"It has tensors in {', '.join(low)} and no imatrix keys in its header.")
     for group in ("attention", "ssm"):
         if "MXFP4" in found.groups.get(group, {}):
             flag(f"mxfp4-{group}", f"MXFP4 on {group} tensors, which it was found to hurt most.")

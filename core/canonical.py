@@ -22,7 +22,8 @@ def canonical_json(value: Any) -> str:
 
 def fingerprint(value: Any) -> str:
     """sha256 (64 hex digits) of the canonical JSON of ``value``."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    # A lone surrogate (an undecodable byte in a name) has no UTF-8, but must not stop anything either.
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_file(path: Path, *, block: int = 1 << 20) -> str:

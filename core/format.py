@@ -16,29 +16,37 @@ def size(n_bytes: int) -> str:
 
 
 def with_interval(value: float, half: float, *, most: int = 5) -> str:
-    """``value ± half`` with as many decimals as give the half-width two digits (at most ``most``)."""
-    if half <= 0 or not math.isfinite(half):
+    """``value ± half`` with as many decimals as give the half-width two digits (at most ``most``).
+
+    A half-width that is not a number is left out rather than shown as 0.
+    """
+    if not math.isfinite(half):
+        return significant(value)
+    if half <= 0:
         return f"{_plain(value, most)} ± {0:.{most}f}"
     decimals = min(most, max(0, 1 - math.floor(math.log10(half))))
     return f"{_plain(value, decimals)} ± {half:.{decimals}f}"
 
 
 def _plain(value: float, decimals: int) -> str:
+    """``decimals`` decimals and never a minus before a zero."""
     text = f"{value:.{decimals}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
 
 def significant(value: float, digits: int = 3) -> str:
     """``digits`` significant digits without an exponent, at most six decimals."""
-    if value == 0 or abs(value) < 5e-7:
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) <= 5e-7:
         return "0"
     decimals = max(0, min(6, digits - 1 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{decimals}f}"
+    return _plain(value, decimals)
 
 
 def percent(value: float, digits: int = 1) -> str:
     """A fraction as percent: ``95.0 %``."""
-    return f"{100 * value:.{digits}f} %"
+    return f"{_plain(100 * value, digits)} %"
 
 
 def speed(value: float, spread: float | None = None) -> str:

@@ -19,11 +19,15 @@ from core.errors import GGUFError
 MAGIC: Final = b"GGUF"
 #: A first range of this size holds most headers whole; it is doubled until it does.
 FIRST_RANGE: Final = 2 << 20
-#: No honest header is larger: 256 MiB.
-MAX_HEADER: Final = 256 << 20
+#: No honest header is larger: 64 MiB (a vocabulary of 262 k tokens with its merges takes some 15).
+MAX_HEADER: Final = 64 << 20
 MAX_KV: Final = 65_536
-MAX_TENSORS: Final = 1_000_000
+MAX_TENSORS: Final = 200_000
 MAX_ARRAY: Final = 50_000_000
+#: ggml's own limit.
+MAX_DIMS: Final = 4
+#: Elements of all tensors of a file, so that no lying header makes a number that 64 bits can't hold.
+MAX_ELEMENTS: Final = 1 << 46
 #: Arrays up to this many elements are kept (tags, languages, datasets); longer ones are skipped.
 KEEP_ARRAY: Final = 64
 
@@ -81,8 +85,8 @@ class GGUFHeader:
 
     @property
     def data_end(self) -> int:
-        """Bytes the file must have for every tensor to be whole."""
-        return max((self.data_start + t.offset + t.n_bytes for t in self.tensors), default=self.data_start)
+        """Bytes the file must have for every tensor to be whole; 0 without tensors (a first shard may have none)."""
+        return max((self.data_start + t.offset + t.n_bytes for t in self.tensors), default=0)
 
     @property
     def architecture(self) -> str | None:
@@ -135,7 +139,8 @@ class _Cursor:
         kind, length = self.scalar("<I"), self.scalar("<Q")
         if length > MAX_ARRAY or depth > 3:
             raise GGUFError(f"{self.name}: an array of {length} elements, {depth} deep, is not a real header.")
-        keep = length <= KEEP_ARRAY
+        # Arrays in arrays are never kept: nobody needs them, and lists of lists would multiply a hostile header.
+        keep = length <= KEEP_ARRAY and depth == 0
         if kind in _SCALARS:
             size = struct.calcsize(_SCALARS[kind])
             start = self.take(size * length)
@@ -148,11 +153,15 @@ class _Cursor:
             self._skip_strings(length)
             return SkippedArray(kind, length)
         if kind == _ARRAY:
-            items = [self.array(depth=depth + 1) for _ in range(length)]
-            return items if keep else SkippedArray(kind, length)
+            for _ in range(length):
+                self.array(depth=depth + 1)
+            return SkippedArray(kind, length)
         raise GGUFError(f"{self.name}: unknown array type {kind}; the file is damaged or not GGUF.")
 
     def _skip_strings(self, count: int) -> None:
+        # Each takes eight bytes at the least: known before the first is read.
+        self.take(8 * count)
+        self.at -= 8 * count
         # Vocabularies: hundreds of thousands of strings, so this loop stays tight.
         unpack, data, at, end = struct.Struct("<Q").unpack_from, self.data, self.at, len(self.data)
         for _ in range(count):
@@ -180,7 +189,7 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
     """
     cursor = _Cursor(data, whole=whole, name=name)
     magic = bytes(data[:4])
-    if magic != MAGIC[: len(magic)] or not magic:
+    if magic != MAGIC[: len(magic)] or (whole and not magic):
         raise GGUFError(f"{name} is not a GGUF file (it does not begin with 'GGUF'). Give a .gguf file.")
     cursor.take(4)
     version = cursor.scalar("<I")
@@ -193,17 +202,23 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
     kv: dict[str, Any] = {}
     for _ in range(n_kv):
         key = cursor.string()
+        if key in kv:
+            raise GGUFError(f"{name}: the key {key!r} stands in its header twice; llama.cpp refuses such a file.")
         kv[key] = cursor.value(cursor.scalar("<I"))
     infos = []
+    names: set[str] = set()
     for _ in range(n_tensors):
         tensor_name = cursor.string()
         n_dims = cursor.scalar("<I")
-        if n_dims > 8:
+        if n_dims > MAX_DIMS:
             raise GGUFError(f"{name}: tensor {tensor_name!r} has {n_dims} dimensions; the file is damaged.")
+        if tensor_name in names:
+            raise GGUFError(f"{name}: tensor {tensor_name!r} stands in its header twice; llama.cpp refuses such a file.")
+        names.add(tensor_name)
         shape = tuple(cursor.scalar("<Q") for _ in range(n_dims))
         infos.append((tensor_name, shape, cursor.scalar("<I"), cursor.scalar("<Q")))
     alignment = kv.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
+    if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         raise GGUFError(f"{name}: an alignment of {alignment!r} can't be true; the file is damaged.")
     data_start = -(-cursor.at // alignment) * alignment
     tensors, unknown = _sized(infos, name)
@@ -214,21 +229,27 @@ def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tup
     """Tensors with their sizes in bytes; a type that this gguf does not know is sized by its neighbour's offset."""
     offsets = sorted({offset for *_, offset in infos})
     following = dict(zip(offsets, [*offsets[1:], None], strict=True))
-    tensors, unknown = [], set()
+    tensors, unknown, total = [], set(), 0
     for tensor_name, shape, type_id, offset in infos:
         elements = 1
         for size in shape:
             elements *= size
-        if elements > 1 << 50 or offset > 1 << 50:
-            raise GGUFError(f"{name}: tensor {tensor_name!r} can't be {elements} elements; the file is damaged.")
+        total += elements
+        if total > MAX_ELEMENTS or offset > 1 << 50:
+            raise GGUFError(
+                f"{name}: tensor {tensor_name!r} can't be {elements} elements at {offset}; the file is damaged."
+            )
         try:
             kind = GGMLQuantizationType(type_id)
             block, block_bytes = GGML_QUANT_SIZES[kind]
-            type_name, n_bytes = kind.name, elements // block * block_bytes
         except (ValueError, KeyError):
             unknown.add(type_id)
             end = following[offset]
-            type_name, n_bytes = f"TYPE_{type_id}", max(0, end - offset) if end is not None else 0
+            type_name, n_bytes = f"TYPE_{type_id}", end - offset if end is not None else 0
+        else:
+            if (shape[0] if shape else 1) % block:
+                raise GGUFError(f"{name}: rows of tensor {tensor_name!r} are no multiple of {block}, as {kind.name} needs.")
+            type_name, n_bytes = kind.name, elements // block * block_bytes
         tensors.append(Tensor(tensor_name, shape, type_name, offset, n_bytes))
     return tuple(tensors), tuple(sorted(unknown))
 
@@ -249,6 +270,8 @@ def read_header(read: Callable[[int, int], bytes], *, size: int, name: str) -> G
         try:
             header = parse_header(have, whole=want >= size, name=name)
         except NeedMoreBytes as more:
+            if more.at_least > size:
+                raise GGUFError(f"{name} is truncated: it ends at byte {size}, inside its header. Fetch it again.") from None
             want = min(size, max(more.at_least, 2 * want))
             continue
         check_whole(header, size=size, name=name)

@@ -34,11 +34,11 @@ def run_blocks(pool: ThreadPoolExecutor, n_rows: int, n_vocab: int, work: Callab
         future.result()
 
 
-def log_sum_exp(logits: F32, *, as_libm: bool = False) -> tuple[F32, NDArray[np.float64]]:
+def log_sum_exp(logits: F32) -> tuple[F32, NDArray[np.float64]]:
     """(row maxima f32, log sum exp(x - max) f64) of logits of shape (n, n_vocab): f32 exponentials, f64 sums.
 
-    NumPy's f32 exponential is up to 2 ulp off, the C library's ``expf`` practically never more than a rounding;
-    ``as_libm`` takes the slower way to the latter, so that a recorded file has the tool's very bytes.
+    NumPy's f32 exponential is up to 2 ulp off, the C library's ``expf`` practically never more than a rounding. The
+    slower way to the latter is taken, so that a recorded file has the tool's very bytes and no KLD is an ulp off.
 
     Raises:
         NonFiniteLogitsError: a row holds NaN, +inf, or nothing but -inf. Single -inf entries are masks, and fine.
@@ -51,10 +51,8 @@ def log_sum_exp(logits: F32, *, as_libm: bool = False) -> tuple[F32, NDArray[np.
             "The file is broken (or its kernels overflow here): quantize it again or report it to its uploader."
         )
     shifted = logits - maxima[:, None]
-    if as_libm:
-        shifted = np.exp(shifted.astype(np.float64)).astype(np.float32)
-    else:
-        np.exp(shifted, out=shifted)
+    wide = shifted.astype(np.float64)
+    shifted[:] = np.exp(wide, out=wide)
     return maxima, np.log(shifted.sum(axis=1, dtype=np.float64))
 
 
@@ -67,7 +65,7 @@ def record_rows(logits: F32, targets: NDArray[np.int64], encoded: NDArray[np.uin
         encoded: shape (n, row_u16), written.
         nll: shape (n,), written.
     """
-    maxima, log_sums = log_sum_exp(logits, as_libm=True)
+    maxima, log_sums = log_sum_exp(logits)
     target_logits = logits[np.arange(len(logits)), targets]
     nll[:] = -((target_logits - maxima).astype(np.float64) - log_sums)
     encode_rows(logits, maxima, log_sums.astype(np.float32), encoded)

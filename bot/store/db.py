@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,28 +22,60 @@ def open_database(path: Path) -> Database:
     Raises:
         StorageError: it can't be opened, is not a database, or was made by a newer quantcard.
     """
+    connection: sqlite3.Connection | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA busy_timeout=30000")
         db = Database(connection)
-        with immediate(db):
-            known = {migration.name for migration in migrations._migrations}
-            if unknown := {applied.name for applied in migrations.applied(db)} - known:
-                raise StorageError(
-                    f"{path} was made by a newer quantcard ({', '.join(sorted(unknown))}). Update quantcard."
-                )
-            migrations.apply(db)
+        # Most openings find all done, and must not wait for a writer to see that.
+        if not _up_to_date(db, path):
+            with immediate(db):
+                if not _up_to_date(db, path):
+                    migrations.apply(db)
     except sqlite3.DatabaseError as error:
+        _close(connection)
         raise StorageError(
             f"The database {path} can't be used ({error}). Check the path, or restore a copy."
         ) from error
     except OSError as error:
+        _close(connection)
         raise StorageError(f"The database {path} can't be opened ({error.strerror}). Check the path.") from error
+    except StorageError:
+        _close(connection)
+        raise
     return db
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL; SQLite does not wait for others here (two first openings at once), so we do."""
+    for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if pause is None or "locked" not in str(error):
+                raise
+            time.sleep(pause)
+
+
+def _up_to_date(db: Database, path: Path) -> bool:
+    """Whether every migration was applied; an unknown one is a newer quantcard's."""
+    if not db.conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (migrations.migrations_table,)).fetchone():
+        return False
+    known = {migration.name for migration in migrations._migrations}
+    applied = {migration.name for migration in migrations.applied(db)}
+    if unknown := applied - known:
+        raise StorageError(f"{path} was made by a newer quantcard ({', '.join(sorted(unknown))}). Update quantcard.")
+    return applied == known
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        connection.close()
 
 
 @contextmanager
@@ -58,7 +91,10 @@ def immediate(db: Database) -> Iterator[Database]:
     try:
         yield db
         db.conn.execute("COMMIT")
-    except sqlite3.OperationalError as error:
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        _roll_back(db)
+        raise
+    except sqlite3.DatabaseError as error:
         _roll_back(db)
         raise StorageError(f"The database could not be written ({error}). Is the disk full?") from error
     except BaseException:

@@ -145,8 +145,10 @@ def encode_rows(
     out[:, :4] = floats.view("<u2")
     out[:, 4 + n_vocab :] = 0
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    above = logits - lowest[:, None]
-    above *= inverse[:, None]
+    # Masks (−inf, −FLT_MAX) overflow here on purpose: they end at the floor.
+    with np.errstate(over="ignore"):
+        above = logits - lowest[:, None]
+        above *= inverse[:, None]
     np.rint(above, out=above)
     # Entries at or under the floor (−inf masks among them) are 0.
     np.copyto(above, np.float32(0), where=~(logits > lowest[:, None]))
