@@ -89,19 +89,8 @@ def main() -> int:
         ours, theirs = [], []
         for _ in range(options.rounds):
             ours.append(seconds(lambda: run_job(spec, timeout=HOUR)))
-            theirs.append(
-                seconds(
-                    lambda: peer(
-                        perplexity,
-                        "-m",
-                        model,
-                        "--kl-divergence-base",
-                        base,
-                        "--kl-divergence",
-                        threads=options.threads,
-                    )
-                )
-            )
+            against = ("-m", model, "--kl-divergence-base", base, "--kl-divergence")
+            theirs.append(seconds(lambda against=against: peer(perplexity, *against, threads=options.threads)))  # type: ignore[misc]
         print("| measurement | quantcard | llama.cpp's tool | ours is faster by |")
         print("|---|--:|--:|--:|")
         ratio = statistics.median(theirs) / statistics.median(ours)

@@ -25,7 +25,9 @@ CONFIG_NAME = "quantcard.toml"
 class Settings(BaseSettings):
     """Everything an operator may set. Names in the environment are ``QUANTCARD_`` + the name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="QUANTCARD_", env_ignore_empty=True, extra="forbid", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="QUANTCARD_", env_ignore_empty=True, extra="forbid", populate_by_name=True
+    )
 
     db: Path = Field(default=Path("quantcard.db"), description="the database; everything else is beside it")
     data_dir: Path | None = Field(
