@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -40,14 +41,7 @@ def card(
             if full:
                 sys.stdout.write(after)
                 return
-            sys.stdout.writelines(
-                difflib.unified_diff(
-                    before.splitlines(keepends=True),
-                    after.splitlines(keepends=True),
-                    f"{repo}/README.md (now)",
-                    f"{repo}/README.md (with quantcard's section)",
-                )
-            )
+            sys.stdout.writelines(_diff(before, after, repo))
             return
         if not settings.publish:
             raise SettingsError("Publishing is switched off (publish = false). Switch it on, or use --dry-run.")
@@ -59,3 +53,10 @@ def card(
     say(outcome.decision.reason)
     if outcome.url:
         sys.stdout.write(outcome.url + "\n")
+
+
+def _diff(before: str, after: str, repo: str) -> Iterator[str]:
+    """A unified diff as git prints it."""
+    names = f"{repo}/README.md (now)", f"{repo}/README.md (with quantcard's section)"
+    for line in difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), *names):
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
