@@ -34,11 +34,18 @@ def run_blocks(pool: ThreadPoolExecutor, n_rows: int, n_vocab: int, work: Callab
         future.result()
 
 
+def _expf(x: F32) -> F32:
+    """``expf`` as the C library gives it, for every entry.
+
+    NumPy's own f32 exponential is up to 2 ulp off, the C library's practically never more than a rounding. The
+    slower way, through f64, gives the latter: recorded files get the tool's very bytes, and printed digits agree.
+    """
+    wide = x.astype(np.float64)
+    return np.exp(wide, out=wide).astype(np.float32)
+
+
 def log_sum_exp(logits: F32) -> tuple[F32, NDArray[np.float64]]:
     """(row maxima f32, log sum exp(x - max) f64) of logits of shape (n, n_vocab): f32 exponentials, f64 sums.
-
-    NumPy's f32 exponential is up to 2 ulp off, the C library's ``expf`` practically never more than a rounding. The
-    slower way to the latter is taken, so that a recorded file has the tool's very bytes and no KLD is an ulp off.
 
     Raises:
         NonFiniteLogitsError: a row holds NaN, +inf, or nothing but -inf. Single -inf entries are masks, and fine.
@@ -51,9 +58,7 @@ def log_sum_exp(logits: F32) -> tuple[F32, NDArray[np.float64]]:
             "The file is broken (or its kernels overflow here): quantize it again or report it to its uploader."
         )
     shifted = logits - maxima[:, None]
-    wide = shifted.astype(np.float64)
-    shifted[:] = np.exp(wide, out=wide)
-    return maxima, np.log(shifted.sum(axis=1, dtype=np.float64))
+    return maxima, np.log(_expf(shifted).sum(axis=1, dtype=np.float64))
 
 
 def record_rows(logits: F32, targets: NDArray[np.int64], encoded: NDArray[np.uint16], nll: NDArray[np.float64]) -> None:
@@ -131,7 +136,7 @@ def compare_rows(
     base += lowest[:, None]
     nll_base[:] = -base[rows, targets]
     same_top[:] = logits.argmax(axis=1) == base.argmax(axis=1)
-    weight = np.exp(base)
+    weight = _expf(base)
     if check_mass:
         _check_mass(weight)
     kept = base > -CLIP

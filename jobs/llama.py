@@ -293,6 +293,21 @@ class Context:
             for index, sequence in enumerate(sequences.tolist()):
                 self._batch.seq_id[index][0] = sequence
             self._sequences[:n] = sequences
+        self._run(n)
+
+    def decode_one(self, token: int, position: int) -> None:
+        """Decode one token of sequence 0 and ask for its logits, with as little around it as can be.
+
+        Raises:
+            JobError: as :meth:`decode`.
+        """
+        fields = self._fields
+        fields["token"][0], fields["pos"][0], fields["logits"][0] = token, position, 1
+        if self._sequences[0] != 0:
+            self._batch.seq_id[0][0] = self._sequences[0] = 0
+        self._run(1)
+
+    def _run(self, n: int) -> None:
         self._batch.n_tokens = n
         code = self.lib.llama_decode(self._context, self._batch)
         if code:

@@ -157,8 +157,7 @@ def _prompt(context: Context, model: Model, n_prompt: int, n_batch: int, random:
 
 def _generate(context: Context, model: Model, n_gen: int, random: np.random.Generator) -> None:
     start = context.next_position()
-    tokens = _random_tokens(model, n_gen, random, first=True)
-    one, zero = np.ones(1, dtype=np.bool_), np.zeros(1, dtype=np.int32)
-    for index in range(n_gen):
-        context.decode(tokens[index : index + 1], np.array([start + index], dtype=np.int32), zero, one)
+    tokens = _random_tokens(model, n_gen, random, first=True).tolist()
+    for index, token in enumerate(tokens):
+        context.decode_one(token, start + index)
         context.synchronize()
