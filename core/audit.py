@@ -20,7 +20,9 @@ GROUPS: tuple[Group, ...] = ("attention", "ffn", "experts", "ssm", "embeddings",
 #: Types under four bits a weight that an importance matrix matters most for (the ternary TQ types take none).
 LOW_BIT = frozenset({"Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 _FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
-_REPO_URL = re.compile(r"https?://(?!(?:www\.)?(?:github|gitlab|modelscope)\.)[^/\s]+/([\w.-]+)/([\w.-]+)(?:[/?#]|\Z)", re.ASCII)
+_REPO_URL = re.compile(
+    r"https?://(?!(?:www\.)?(?:github|gitlab|modelscope)\.)[^/\s]+/([\w.-]+)/([\w.-]+)(?:[/?#]|\Z)", re.ASCII
+)
 _NOT_OWNERS = frozenset({"datasets", "spaces", "collections", "api", "docs", "blog", "papers"})
 
 

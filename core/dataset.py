@@ -31,6 +31,8 @@ class DatasetRow(BaseModel):
     repo_id: str
     owner: str
     variant: str = Field(description="file name in the repo, without a shard number")
+    first_file: str | None = Field(default=None, description="path of the file, or of the first of its shards")
+    n_files: int = Field(default=1, description="files it is split into")
     label: str = Field(description="quantization label, e.g. Q4_K_M")
     variant_key: str = Field(description="LFS sha256, or the fingerprint of the shards' sha256s")
     revision: str = Field(description="the repo's commit at which the files were read")

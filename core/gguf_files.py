@@ -20,7 +20,7 @@ _PERHAPS_NOT = re.compile(r"(^|[-_.])(imatrix|i-matrix|lora|adapter|vocab)([-_.]
 _KINDS = (
     r"IQ[1-4]_(?:XXS|XS|S|M|NL)(?:_XL)?"  # llama.cpp's I-quants, and unsloth's larger ones
     r"|IQ\d_(?:KSS|KS|KT|KL|K)(?:_R[48])?"  # ik_llama.cpp's
-    r"|Q\d_K(?:_(?:XXL|XL|XXS|XS|[SMLPU]))?(?:_[LX]L?)?"
+    r"|Q\d_K(?:_(?:XXL|XL|XXS|XS|[SMLPU]))?(?:_X?L)?"
     r"|Q\d_[01](?:_[48]_[48]|_X?L)?"
     r"|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4"
     r"|BF16|F16|FP16|F32|FP32"

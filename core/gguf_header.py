@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -213,7 +214,9 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
         if n_dims > MAX_DIMS:
             raise GGUFError(f"{name}: tensor {tensor_name!r} has {n_dims} dimensions; the file is damaged.")
         if tensor_name in names:
-            raise GGUFError(f"{name}: tensor {tensor_name!r} stands in its header twice; llama.cpp refuses such a file.")
+            raise GGUFError(
+                f"{name}: tensor {tensor_name!r} stands in its header twice; llama.cpp refuses such a file."
+            )
         names.add(tensor_name)
         shape = tuple(cursor.scalar("<Q") for _ in range(n_dims))
         infos.append((tensor_name, shape, cursor.scalar("<I"), cursor.scalar("<Q")))
@@ -228,7 +231,7 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
 def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Tensors with their sizes in bytes; a type that this gguf does not know is sized by its neighbour's offset."""
     offsets = sorted({offset for *_, offset in infos})
-    following = dict(zip(offsets, [*offsets[1:], None], strict=True))
+    following: dict[int, int | None] = dict.fromkeys(offsets) | dict(pairwise(offsets))
     tensors, unknown, total = [], set(), 0
     for tensor_name, shape, type_id, offset in infos:
         elements = 1
@@ -248,7 +251,9 @@ def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tup
             type_name, n_bytes = f"TYPE_{type_id}", end - offset if end is not None else 0
         else:
             if (shape[0] if shape else 1) % block:
-                raise GGUFError(f"{name}: rows of tensor {tensor_name!r} are no multiple of {block}, as {kind.name} needs.")
+                raise GGUFError(
+                    f"{name}: rows of tensor {tensor_name!r} are no multiple of {block}, as {kind.name} needs."
+                )
             type_name, n_bytes = kind.name, elements // block * block_bytes
         tensors.append(Tensor(tensor_name, shape, type_name, offset, n_bytes))
     return tuple(tensors), tuple(sorted(unknown))
@@ -271,7 +276,9 @@ def read_header(read: Callable[[int, int], bytes], *, size: int, name: str) -> G
             header = parse_header(have, whole=want >= size, name=name)
         except NeedMoreBytes as more:
             if more.at_least > size:
-                raise GGUFError(f"{name} is truncated: it ends at byte {size}, inside its header. Fetch it again.") from None
+                raise GGUFError(
+                    f"{name} is truncated: it ends at byte {size}, inside its header. Fetch it again."
+                ) from None
             want = min(size, max(more.at_least, 2 * want))
             continue
         check_whole(header, size=size, name=name)

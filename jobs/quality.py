@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.contract import QualityResult, QualitySpec
-from core.errors import BaselineError, VocabularyMismatchError
+from core.errors import BaselineError, NonFiniteLogitsError, VocabularyMismatchError
 from core.statistics import TokenScores, exact_base, quality_statistics
 from jobs.baseline.kld_file import KldReader
 from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256
@@ -23,6 +23,8 @@ from jobs.divergence import compare_rows, run_blocks
 from jobs.llama import Context, Model, environment
 
 Progress = Callable[[str, int, int], None]
+#: Mean NLL (nats) from which a perplexity is no number that means anything.
+_MAX_NLL = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
                     _score(pool, scored, group_tokens, base, group.start, arrays, check_mass=meta is None)
         progress("measuring", n_chunks, n_chunks)
     scores = arrays.scores()
+    _check_finite(Path(spec.model).name, scores)
     statistics = quality_statistics(scores)
     true_nll = meta.exact_nll if meta else None
     exact = exact_base(scores.nll, true_nll[: len(scores)]) if true_nll is not None else None
@@ -177,6 +180,14 @@ def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
         protocol=_protocol(spec, reader, meta, n_chunks),
         environment=found,
     )
+
+
+def _check_finite(name: str, scores: TokenScores) -> None:
+    # exp overflows beyond 709 nats a token; a model that surprised is as broken as one that says NaN.
+    if not float(scores.nll.mean(dtype=np.float64)) < _MAX_NLL:
+        raise NonFiniteLogitsError(
+            f"INVALID: {name} has a perplexity beyond any meaning. Quantize it again or report it to its uploader."
+        )
 
 
 def _check_sums(base: NDArray[np.uint16], group: range, meta: BaselineMeta | None) -> None:

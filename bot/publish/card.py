@@ -1,14 +1,13 @@
 """Puts our section into a model card and takes it out again; every byte outside it stays as it is. Pure.
 
 The section stands between a line that begins with ``<!-- quantcard:begin`` and a line ``<!-- quantcard:end -->``.
-Lines inside code fences are text, not markers. What we add around the section (blank lines) is written into the
-begin marker as ``pad=before,after``, so that removing the section restores the card exactly.
+Such lines inside code fences, comments and ``<pre>`` are text, not markers. What we add around the section (blank
+lines) is written into the begin marker as ``pad=before,after``, so that removing it restores the card exactly.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.errors import QuantcardError
@@ -17,10 +16,38 @@ BEGIN = "<!-- quantcard:begin"
 END = "<!-- quantcard:end -->"
 SECTION_VERSION = 1
 
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r|\Z)")
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$")
+_LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
 _ATTRIBUTE = re.compile(r"\b(v|key|pad)=([\w,]+)")
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*(?:\r\n|\n|\r).*?^---[ \t]*(?:\r\n|\n|\r|\Z)", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
+_RULE = re.compile(r"---[ \t]*")
+
+# CommonMark, as far as it takes to know where text is code: fences, also in list items and quotes, and HTML blocks
+# that end at a string of their own and not at a blank line.
+_ITEM = re.compile(r"( *)(?:[-*+]|\d{1,9}[.)])( +|$)")
+_QUOTE = re.compile(r" {0,3}>")
+_BLOCK = re.compile(r"#{1,6}(?:\s|$)|`{3}|~{3}|[<>]")
+#: Headings and their underlines, rules, comments: lines that end a paragraph or are none.
+_NO_PARAGRAPH = re.compile(r" {0,3}(?:#{1,6}(?:\s|$)|<!--|(?:[-*_] *){3,}$|=+ *$|-+ *$)")
+_MAX_NESTING = 16
+_FENCE = re.compile(r"(`{3,}|~{3,})(.*)$")
+_LITERAL = "script|pre|style|textarea"
+_HTML = (
+    (re.compile(r" {0,3}<!--"), re.compile(r"-->")),
+    (re.compile(rf" {{0,3}}<(?:{_LITERAL})(?:\s|>|$)", re.I), re.compile(rf"</(?:{_LITERAL})>", re.I)),
+    (re.compile(r" {0,3}<\?"), re.compile(r"\?>")),
+    (re.compile(r" {0,3}<!\[CDATA\["), re.compile(r"\]\]>")),
+)  # fmt: skip
+
+
+# HTML that ends at a blank line: no fence begins within it.
+_TAG = re.compile(
+    r" {0,3}</?(?:address|article|aside|base|basefont|blockquote|body|caption|center|col|colgroup|dd|details|dialog|"
+    r"dir|div|dl|dt|fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hr|html|iframe|legend|li|"
+    r"link|main|menu|menuitem|nav|noframes|ol|optgroup|option|p|param|search|section|summary|table|tbody|td|tfoot|th|thead|"
+    r"title|tr|track|ul)(?:\s|/?>|$)",
+    re.I,
+)
+_LONE_TAG = re.compile(r" {0,3}</?[a-z][a-z0-9-]*(?:\s[^<>]*)?/?>\s*$", re.I)
 
 
 class CardError(QuantcardError):
@@ -37,43 +64,121 @@ class Section:
     end: int
     key: str | None
     pad: tuple[int, int]
+    newline: str
+    last_newline: str
 
 
-def _lines(card: str) -> Iterator[tuple[int, str]]:
-    """(offset, line without its newline) of every line that lies outside closed code fences."""
-    at = _front_matter_end(card)
-    fence: tuple[str, int] | None = None
-    for match in _LINE.finditer(card, at):
-        line = match[0].rstrip("\r\n")
-        if not match[0]:
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line outside code: where it starts, its text, its newline ("" at the end of the card), whether it is HTML."""
+
+    start: int
+    text: str
+    newline: str
+    raw: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text) + len(self.newline)
+
+
+@dataclass(slots=True)
+class _Code:
+    """A block of code or HTML that has begun: what ends it, and the column of the list item or quote it stands in."""
+
+    start: int
+    ends: re.Pattern[str]
+    column: int
+    quoted: bool
+
+
+def _scan(card: str) -> tuple[list[_Line], int | None]:
+    """(the lines behind the front matter that may be headings or markers, the offset of code never closed or None)."""
+    lines: list[_Line] = []
+    code: _Code | None = None
+    columns: list[int] = []  # where the text of the list items starts that we are in
+    fresh, raw = True, False  # no paragraph is open; in HTML that ends at a blank line
+    start = end = _front_matter_end(card)
+    for line, newline in _LINE.findall(card, start):
+        start, end = end, end + len(line) + len(newline)
+        if not line.strip(" \t"):
+            fresh, raw = True, False
+            if code and code.quoted:
+                code = None
+            continue
+        if code is None and not columns and line[0].isalpha():
+            fresh = False  # the common case: a line of text in no list
+            continue
+        text = line.expandtabs(4)
+        indent = len(text) - len(text.lstrip(" "))
+        if code:
+            if _QUOTE.match(text) if code.quoted else indent >= code.column:
+                if code.ends.search(text):
+                    code = None
+                continue
+            code = None  # the list item or the quote it stood in is over
+        if not raw and not line.startswith(BEGIN):
+            inner, quoted = _inner(text, indent, columns, fresh=fresh)
+            code = _opens(start, inner, columns[-1] if columns else 0, quoted)
+            raw = code is None and bool(_TAG.match(inner) or (fresh and _LONE_TAG.match(inner)))
+            fresh = code is not None or raw or bool(_NO_PARAGRAPH.match(inner))
+        elif not raw:
+            fresh = True
+        if code is None and line[0] in " <#":
+            lines.append(_Line(start, line, newline, raw))
+    return lines, code.start if code else None
+
+
+def _inner(text: str, indent: int, columns: list[int], *, fresh: bool) -> tuple[str, bool]:
+    """A line within its list items and quotes, and whether it is quoted; ``columns`` is brought up to date."""
+    if fresh or _BLOCK.match(text.lstrip(" ")):  # else it may be the lazy continuation of a paragraph
+        while columns and indent < columns[-1]:
+            columns.pop()
+    rest, at, quoted = text, 0, False
+    for _ in range(_MAX_NESTING):
+        if found := _QUOTE.match(rest):
+            quoted = True
+        elif (at or indent - (columns[-1] if columns else 0) <= 3) and (found := _ITEM.match(rest)):
+            while columns and columns[-1] > at + len(found[1]):
+                columns.pop()
+            columns.append(at + len(found[0]))
+        else:
             break
-        found = _FENCE.match(line)
-        if fence is None:
-            if found and not (found[1][0] == "`" and "`" in found[2]):
-                fence = (found[1][0], len(found[1]))
-            else:
-                yield match.start(), line
-        elif found and found[1][0] == fence[0] and len(found[1]) >= fence[1] and not found[2].strip():
-            fence = None
+        at, rest = at + len(found[0]), rest[len(found[0]) :]
+    if quoted:
+        return rest.removeprefix(" "), True
+    return (rest if at or not columns or indent < columns[-1] else rest[columns[-1] :]), False
+
+
+def _opens(start: int, text: str, column: int, quoted: bool) -> _Code | None:
+    """The code block that a line begins (``text``: the line within its list item or quote), or None."""
+    if len(text) - len(text.lstrip(" ")) > 3:
+        return None
+    fence = _FENCE.match(text.lstrip(" "))
+    if fence and not (fence[1][0] == "`" and "`" in fence[2]):
+        mark = re.escape(fence[1][0])
+        prefix = r"^[ >]*" if quoted else rf"^ {{{column},{column + 3}}}"
+        return _Code(start, re.compile(rf"{prefix}{mark}{{{len(fence[1])},}} *$"), column, quoted)
+    for begins, ends in _HTML:
+        if begins.match(text):
+            return None if ends.search(text) else _Code(start, ends, column, quoted)
+    return None
 
 
 def _front_matter_end(card: str) -> int:
-    found = _FRONT_MATTER.match(card)
-    return found.end() if found else (1 if card.startswith("\ufeff") else 0)
-
-
-def _open_fence(card: str) -> int | None:
-    """Offset of a code fence that is never closed, or None."""
-    fence: tuple[str, int, int] | None = None
-    for match in _LINE.finditer(card, _front_matter_end(card)):
-        found = _FENCE.match(match[0].rstrip("\r\n"))
+    """Offset behind the YAML front matter (which the Hub also takes behind blank lines), or behind a BOM."""
+    begin = 1 if card.startswith("\ufeff") else 0
+    opened = False
+    for match in _LINE.finditer(card, begin):
         if not match[0]:
             break
-        if fence is None and found and not (found[1][0] == "`" and "`" in found[2]):
-            fence = (found[1][0], len(found[1]), match.start())
-        elif fence and found and found[1][0] == fence[0] and len(found[1]) >= fence[1] and not found[2].strip():
-            fence = None
-    return fence[2] if fence else None
+        if _RULE.fullmatch(match[1]):
+            if opened:
+                return match.end()
+            opened = True
+        elif not opened and match[1].strip():
+            break
+    return begin
 
 
 def find(card: str) -> Section | None:
@@ -82,23 +187,22 @@ def find(card: str) -> Section | None:
     Raises:
         CardError: a marker without its partner, or more than one section.
     """
-    start: int | None = None
-    attributes: dict[str, str] = {}
+    begin: _Line | None = None
     section: Section | None = None
-    for offset, line in _lines(card):
-        if line.startswith(BEGIN):
-            if start is not None or section is not None:
+    for line in _scan(card)[0]:
+        if line.text.startswith(BEGIN):
+            if begin or section:
                 raise CardError("The card has more than one quantcard section; leave one and remove the others.")
-            start, attributes = offset, dict(_ATTRIBUTE.findall(line))
-        elif line.rstrip() == END:
-            if start is None:
+            begin = line
+        elif line.text.rstrip() == END:
+            if begin is None:
                 raise CardError("The card has a quantcard end marker without a begin; remove it or restore the begin.")
-            newline = re.compile(r"\r\n|\n|\r").match(card, offset + len(line))
+            attributes = dict(_ATTRIBUTE.findall(begin.text))
             section = Section(
-                start, newline.end() if newline else offset + len(line), attributes.get("key"), _pad(attributes)
+                begin.start, line.end, attributes.get("key"), _pad(attributes), begin.newline, line.newline
             )
-            start = None
-    if start is not None:
+            begin = None
+    if begin:
         raise CardError("The card has a quantcard begin marker without an end; remove it or restore the end.")
     return section
 
@@ -109,7 +213,9 @@ def _pad(attributes: dict[str, str]) -> tuple[int, int]:
 
 
 def newline_of(card: str) -> str:
-    """The card's line ending: CRLF where most lines end so, else LF."""
+    """The card's line ending: CRLF where most lines end so, CR where there is nothing else, else LF."""
+    if "\n" not in card:
+        return "\r" if "\r" in card else "\n"
     return "\r\n" if card.count("\r\n") * 2 > card.count("\n") else "\n"
 
 
@@ -120,19 +226,24 @@ def splice(card: str, body: str, *, key: str, position: str = "end") -> str:
 
     Raises:
         CardError: see :func:`find`.
+        ValueError: ``body`` has a marker or unclosed code in it, so that the section would not be found again.
     """
-    newline = newline_of(card)
     found = find(card)
     if found:
-        block = _block(body, key=key, pad=found.pad, newline=newline)
-        if not card[found.start : found.end].endswith(("\n", "\r")):
-            block = block.removesuffix(newline)
-        return card[: found.start] + block + card[found.end :]
-    offset = _place(card, position)
-    before, after = card[:offset], card[offset:]
-    pad = (_gap_before(before), 1 if after and not re.match(r"[ \t]*(\r\n|\n|\r)", after) else 0)
-    block = _block(body, key=key, pad=pad, newline=newline)
-    return before + newline * pad[0] + block + newline * pad[1] + after
+        block = _block(body, key=key, pad=found.pad, newline=found.newline, last_newline=found.last_newline)
+        start, before, after = found.start, card[: found.start], card[found.end :]
+    else:
+        newline = newline_of(card)
+        offset = _place(card, position)
+        before, after = card[:offset], card[offset:]
+        pad = (_gap_before(before, newline), 1 if after and not re.match(r"[ \t]*(\r\n|\n|\r)", after) else 0)
+        block = _block(body, key=key, pad=pad, newline=newline, last_newline=newline)
+        before, after = before + newline * pad[0], newline * pad[1] + after
+        start = len(before)
+    new = before + block + after
+    if (again := find(new)) is None or (again.start, again.end) != (start, start + len(block)):
+        raise CardError("The section can't be put into this card so that it would be found again; look at its code.")
+    return new
 
 
 def remove(card: str) -> str:
@@ -145,39 +256,41 @@ def remove(card: str) -> str:
     if not found:
         return card
     before, after = card[: found.start], card[found.end :]
-    newline = newline_of(card)
     for _ in range(found.pad[0]):
-        before = before.removesuffix(newline)
+        before = before.removesuffix(found.newline)
     for _ in range(found.pad[1]):
-        after = after.removeprefix(newline)
+        after = after.removeprefix(found.newline)
     return before + after
 
 
-def _block(body: str, *, key: str, pad: tuple[int, int], newline: str) -> str:
+def _block(body: str, *, key: str, pad: tuple[int, int], newline: str, last_newline: str) -> str:
+    text = re.sub(r"\r\n?", "\n", body).strip()
+    lines, unclosed = _scan("text\n\n" + text)
+    if unclosed is not None or any(line.text.startswith(BEGIN) or line.text.rstrip() == END for line in lines):
+        raise ValueError("a section's body must close its code and hold no marker")
     marker = f"{BEGIN} v={SECTION_VERSION} key={key} pad={pad[0]},{pad[1]} -->"
-    text = f"{marker}\n{body.strip()}\n{END}\n"
-    return text.replace("\n", newline)
+    return f"{marker}\n{text}\n{END}".replace("\n", newline) + last_newline
 
 
-def _gap_before(before: str) -> int:
+def _gap_before(before: str, newline: str) -> int:
     """Newlines to add so that the section stands after a blank line."""
-    if not before.strip("\ufeff"):
+    if before in ("", "\ufeff"):
         return 0
-    if not before.endswith(("\n", "\r")):
+    ends = [match for match in _LINE.finditer(before, max(0, len(before) - 4096)) if match[0]][-2:]
+    if not ends[-1][2]:
         return 2
-    return 0 if re.search(r"(?:\r\n|\n|\r)[ \t]*(?:\r\n|\n|\r)\Z", before) else 1
+    if not ends[-1][1].strip(" \t"):
+        return 0
+    # After a lone CR a single LF would make it a CRLF, and no blank line.
+    return 2 if ends[-1][2] == "\r" and newline == "\n" else 1
 
 
 def _place(card: str, position: str) -> int:
-    """Where a new section goes; never inside a code fence that somebody forgot to close."""
-    limit = _open_fence(card)
-    end = len(card) if limit is None else limit
+    """Where a new section goes; never inside code that somebody forgot to close."""
+    lines, unclosed = _scan(card)
+    end = len(card) if unclosed is None else unclosed
     if position != "top":
         return end
-    for offset, line in _lines(card):
-        if offset >= end:
-            break
-        if re.match(r" {0,3}#{1,6}(\s|$)", line):
-            newline = re.compile(r"\r\n|\n|\r").match(card, offset + len(line))
-            return newline.end() if newline else len(card)
-    return min(_front_matter_end(card), end)
+    return next(
+        (line.end for line in lines if not line.raw and _HEADING.match(line.text)), min(_front_matter_end(card), end)
+    )

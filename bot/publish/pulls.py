@@ -79,7 +79,7 @@ def decide(
     if any(p.status == "merged" and p.key == key for p in pulls):
         return Decision("nothing", "These figures were merged before and have since been taken off the card.")
     if not consented and owner_pulls and not any(p.status == "merged" for p in owner_pulls):
-        return Decision("wait", "The owner has one pull from us as an introduction; more follow once it is merged.")
+        return Decision("wait", "The owner was sent one pull as an introduction; more follow once one is merged.")
     if sum(p.status in ("open", "draft") for p in owner_pulls) >= open_per_owner:
         return Decision("wait", f"The owner has {open_per_owner} open pulls from us; the next waits for one to end.")
     if opened_last_hour >= per_hour:
@@ -107,6 +107,9 @@ def publish_repo(
     if not repo.config.get("enabled", True):
         problem = repo.config.get("problem")
         return Outcome(repo.id, Decision("nothing", problem or "The repo's .quantcard.yml says no."))
+    told = sum((row.kld_mean is not None or row.tg_ts is not None) and not row.is_reference for row in rows)
+    if not told:
+        return Outcome(repo.id, Decision("nothing", "None of its quantized files could be measured."))
     follow = store.repos.follow_of(repo.id)
     key = figures_key(rows)
     main = hub.read(repo.id, CARD, revision="main", limit=CARD_LIMIT)
@@ -134,7 +137,7 @@ def publish_repo(
     )
     new = cards.splice(text, body, key=key, position=str(repo.config.get("position", "end")))
     data = new.encode("utf-8", "surrogateescape")
-    title = f"[bot] quantcard: quality and speed of {len(rows)} GGUF file{'s' if len(rows) != 1 else ''}"
+    title = f"[bot] quantcard: quality and speed of {told} GGUF file{'s' if told != 1 else ''}"
     comment = render_pull_body(rows, key=key, endpoint=hub.endpoint, leaderboard_url=settings.leaderboard_url)
     if decision.action == "update":
         assert decision.num is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,10 +14,13 @@ from jinja2 import FunctionLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from bot.publish.markdown import code, escape, file_url, link
+from bot.publish.markdown import code, escape, fenced, file_url, link
 from core.dataset import SCHEMA_VERSION, DatasetRow
 from core.format import percent, significant, size, speed, with_interval
-from core.verdict import Z95, Candidate, pareto, picks, sentence, tied
+from core.verdict import Z95, Candidate, closest, pareto, picks, sentence, tied
+
+#: Characters of a label that are shown; only a file name without a known label is longer.
+_MAX_LABEL = 60
 
 
 def _load(name: str) -> str:
@@ -57,44 +62,92 @@ def candidate(row: DatasetRow) -> Candidate | None:
 
 
 def distinct_labels(rows: Sequence[DatasetRow]) -> list[DatasetRow]:
-    """Rows whose labels tell them apart: where two files share one, the file's own stem stands in."""
-    seen = [row.label for row in rows]
-    return [
-        row if seen.count(row.label) == 1 else row.model_copy(update={"label": PurePosixPath(row.variant).stem})
-        for row in rows
+    """Rows whose labels tell them apart: where two files share one, the file's stem or its whole path stands in."""
+    names = [row.label for row in rows]
+    for longer in (lambda row: PurePosixPath(row.variant).stem, lambda row: row.variant, lambda row: row.id):
+        names = [name if names.count(name) == 1 else longer(row) for name, row in zip(names, rows, strict=True)]
+    names = [
+        name if len(name) <= _MAX_LABEL else f"{name[:_MAX_LABEL]}… {row.id[:6]}"
+        for row, name in zip(rows, names, strict=True)
     ]
+    return [row.model_copy(update={"label": name}) for row, name in zip(rows, names, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The rows that may be ranked together, as candidates; ``apart`` says of the other measured rows why not."""
+
+    ranked: list[tuple[DatasetRow, Candidate]]
+    apart: dict[str, str]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates alone."""
+        return [found for _, found in self.ranked]
+
+
+def rank(rows: Sequence[DatasetRow]) -> Ranking:
+    """Sort out what may be compared: one protocol and reference, one environment or one whose control run is good.
+
+    A control run is the reference against its own baseline there; good is below a tenth of the smallest KLD compared.
+    """
+    measured = [(row, found) for row in rows if (found := candidate(row))]
+    planes = Counter((row.protocol_fingerprint, row.reference_key) for row, c in measured if not c.is_reference)
+    places = Counter(row.environment_fingerprint for row, c in measured if not c.is_reference)
+    if not planes:
+        return Ranking(measured, {})
+    plane, place = planes.most_common(1)[0][0], places.most_common(1)[0][0]
+    least = min((c.kld for _, c in measured if not c.is_reference), default=0.0)
+    good = {
+        row.environment_fingerprint
+        for row, c in measured
+        if c.is_reference and row.reference_key == plane[1] and abs(c.kld) < least / 10
+    }
+    ranked, apart = [], {}
+    for row, found in measured:
+        if (row.protocol_fingerprint, row.reference_key) != plane:
+            apart[row.id] = f"measured against {code(row.reference_variant or 'another reference')}, so not ranked here"
+        elif (
+            row.environment_fingerprint != place and not found.is_reference and row.environment_fingerprint not in good
+        ):
+            apart[row.id] = "measured on another machine, so not ranked here"
+        else:
+            ranked.append((row, found))
+    return Ranking(ranked, apart)
 
 
 def render_section(rows: Sequence[DatasetRow], *, endpoint: str, project_url: str, leaderboard_url: str) -> str:
     """The section of a repo's card from its rows (all of one repo), largest file first."""
     ordered = sorted(distinct_labels(rows), key=lambda row: (-row.size_bytes, row.variant))
-    candidates = [(row, found) for row in ordered if (found := candidate(row))]
-    front = dict(zip((row.id for row, _ in candidates), pareto([c for _, c in candidates]), strict=True))
-    everyone = [c for _, c in candidates]
+    ranking = rank(ordered)
     by_label = {row.label: row for row in ordered}
-    quants = sum(1 for c in everyone if not c.is_reference)
-    told = [row for row, _ in candidates]
-    first = next((row for row in told if not row.is_reference), told[0] if told else ordered[0])
+    n_prompt = next((row.n_prompt for row in ordered if row.n_prompt), 512)
+    n_gen = next((row.n_gen for row in ordered if row.n_gen), 128)
+    first = next((row for row, c in ranking.ranked if not c.is_reference), ordered[0])
+    columns, cells = table(ordered, ranking, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen)
     return _render(
         "section.md.j2",
-        verdict=Markup(_verdict(everyone, quants, ordered)),
+        verdict=Markup(_verdict(ranking, ordered)),
         picks=[
             {
                 "purpose": pick.purpose,
                 "file": _file(by_label[pick.label], endpoint),
-                "size": size(by_label[pick.label].size_bytes),
+                "size": Markup(size(by_label[pick.label].size_bytes)),
                 "because": pick.because,
             }
-            for pick in picks(everyone)
+            for pick in picks(ranking.candidates)
         ],
-        rows=[_table_row(row, front.get(row.id, False), candidates, endpoint) for row in ordered],
-        n_prompt=next((row.n_prompt for row in ordered if row.n_prompt), 512),
-        n_gen=next((row.n_gen for row in ordered if row.n_gen), 128),
-        legend=Markup(_legend(ordered, candidates)),
-        method=[Markup(line) for line in _method(first, ordered, endpoint)],
-        command=Markup(first.command.replace(" && ", "\n").replace("`", "")) if first.command else None,
+        columns=columns,
+        rows=cells,
+        n_prompt=n_prompt,
+        n_gen=n_gen,
+        has_quality=any(row.kld_mean is not None for row in ordered),
+        has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in ordered),
+        legend=Markup(_legend(ordered, ranking)),
+        method=[Markup(line) for line in _method(first, ordered)],
+        command=fenced(first.command.replace(" && quantcard ", "\nquantcard "), "sh") if first.command else None,
         flags=_flags(ordered, endpoint),
-        bot=Markup(link("quantcard", project_url)),
+        bot=link("quantcard", project_url),
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
     )
 
@@ -103,31 +156,32 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
     """The first comment of our pull; its last line is how the pull is found again."""
     rows = distinct_labels(rows)
     by_label = {row.label: row for row in rows}
-    found = [c for row in rows if (c := candidate(row)) and not c.is_reference]
-    columns = []
-    if found:
-        chosen = {
-            "smallest": min(found, key=lambda c: c.size_bytes),
-            "closest": min(found, key=lambda c: c.kld),
+    found = [c for c in rank(rows).candidates if not c.is_reference]
+    chosen: list[tuple[str, Candidate]] = []
+    if (best := closest(found)) and len(found) > 1:
+        near = next((pick for pick in picks(found) if pick.purpose == "practically the original"), None)
+        chosen.append(("smallest", min(found, key=lambda c: (c.size_bytes, c.kld))))
+        if near:
+            chosen.append((near.purpose, next(c for c in found if c.label == near.label)))
+        chosen.append(("closest", best))
+    columns = [
+        {
+            "title": Markup(", ".join(title for title, other in chosen if other is c)),
+            "file": Markup(f"{_file(by_label[c.label], endpoint)}, {size(c.size_bytes)}"),
+            "kld": Markup(with_interval(c.kld, Z95 * c.kld_stderr)),
         }
-        if near := [c for c in picks(found) if c.purpose == "practically the original"]:
-            best = by_label[near[0].label]
-            chosen = {"smallest": chosen["smallest"], "practically the original": _candidate(best)} | {
-                "closest": chosen["closest"]
-            }
-        columns = [
-            {
-                "title": Markup(title),
-                "file": Markup(f"{_file(by_label[c.label], endpoint)}, {size(c.size_bytes)}"),
-                "kld": Markup(significant(c.kld)),
-            }
-            for title, c in chosen.items()
-        ]
+        for c in dict.fromkeys(c for _, c in chosen)
+    ]
     reference = next((row for row in rows if row.reference_variant), None)
+    quants = [row for row in rows if not row.is_reference]
     return _render(
         "pull-body.md.j2",
-        n_files=len(rows),
-        reference=code(reference.reference_variant) if reference and reference.reference_variant else "the original",
+        n_files=sum(row.kld_mean is not None or row.tg_ts is not None for row in quants),
+        n_left=sum(row.kld_mean is None and row.tg_ts is None for row in quants),
+        has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in rows),
+        reference=_reference(reference, own="your ")
+        if reference and any(r.kld_mean is not None for r in rows)
+        else None,
         columns=columns,
         flags=_flags(rows, endpoint)[:5],
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
@@ -144,96 +198,129 @@ def render_dataset_card(n_rows: int) -> str:
     return _render("dataset-card.md.j2", n_rows=n_rows, schema_version=SCHEMA_VERSION, columns=columns)
 
 
-def _candidate(row: DatasetRow) -> Candidate:
-    found = candidate(row)
-    assert found is not None
-    return found
-
-
 def _render(name: str, **context: Any) -> str:
     return _ENVIRONMENT.get_template(name).render(**context)
 
 
 def _file(row: DatasetRow, endpoint: str) -> Markup:
-    path = row.variant
-    return link(row.label, file_url(endpoint, row.repo_id, path))
+    return link(row.label, file_url(endpoint, row.repo_id, row.first_file or row.variant))
 
 
-def _verdict(candidates: list[Candidate], quants: int, rows: Sequence[DatasetRow]) -> str:
+def _reference(row: DatasetRow, *, own: str = "") -> Markup:
+    """The reference's name, with its repo where that is another one, else with ``own`` before it."""
+    name = code(str(row.reference_variant))
+    return Markup(own + name if row.reference_repo == row.repo_id else f"{name} of {code(str(row.reference_repo))}")
+
+
+def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
     """The verdict with escaped labels; without a reference it says so instead."""
-    if quants == 0:
+    if all(c.is_reference for c in ranking.candidates):
         reason = next((row.reason for row in rows if row.reason and row.state == "measured"), None)
         if reason:
             return f"Quality could not be measured here, only speed. {escape(reason)}"
-    safe = [
-        Candidate(str(escape(c.label)), c.size_bytes, c.kld, c.kld_stderr, c.same_top, c.is_reference)
-        for c in candidates
+        if any(row.state == "waiting" for row in rows):
+            return "The measurements of this repo have not ended yet."
+    return sentence([replace(c, label=str(escape(c.label))) for c in ranking.candidates])
+
+
+_Cell = Callable[[DatasetRow], str | None]
+
+
+def table(
+    rows: Sequence[DatasetRow], ranking: Ranking, *, endpoint: str, n_prompt: int, n_gen: int
+) -> tuple[list[dict[str, Markup]], list[list[Markup]]]:
+    """(columns with title and alignment, cells): a column nobody has a figure for is left out."""
+    figures: list[tuple[str, _Cell]] = [
+        ("bpw", lambda r: None if r.bpw is None else f"{r.bpw:.2f}"),
+        ("Size", lambda r: size(r.size_bytes)),
+        ("Mean KLD", lambda r: _interval(r.kld_mean, r.kld_stderr)),
+        ("99.9 % KLD", lambda r: None if r.kld_p99_9 is None else significant(_floored(r.kld_p99_9, r))),
+        ("Same top p", lambda r: None if r.same_top is None else percent(r.same_top)),
+        ("PPL ratio", lambda r: _interval(r.ppl_ratio, r.ppl_ratio_stderr, most=4)),
+        (f"pp{n_prompt} t/s", lambda r: None if r.pp_ts is None else speed(r.pp_ts, r.pp_ts_stddev)),
+        (f"tg{n_gen} t/s", lambda r: None if r.tg_ts is None else speed(r.tg_ts, r.tg_ts_stddev)),
+        ("Memory", _memory),
     ]
-    return sentence(safe)
+    front = pareto(ranking.candidates)
+    on_front = {row.id for (row, c), yes in zip(ranking.ranked, front, strict=True) if yes and not c.is_reference}
+    notes = [_notes(row, row.id in on_front, ranking) for row in rows]
+    shown = [(title, [cell(row) for row in rows]) for title, cell in figures]
+    shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
+    columns = [{"title": Markup("Quant"), "align": Markup("---")}]
+    columns += [{"title": Markup(title), "align": Markup("--:")} for title, _ in shown]
+    if any(notes):
+        columns.append({"title": Markup(""), "align": Markup("---")})
+    lines = [
+        [
+            _file(row, endpoint),
+            *(Markup(cells[at] or "–") for _, cells in shown),
+            *([Markup(note)] if any(notes) else []),
+        ]
+        for at, (row, note) in enumerate(zip(rows, notes, strict=True))
+    ]
+    return columns, lines
 
 
-def _table_row(
-    row: DatasetRow, on_front: bool, candidates: Sequence[tuple[DatasetRow, Candidate]], endpoint: str
-) -> dict[str, Markup]:
-    def cell(value: float | None, text: str) -> Markup:
-        return Markup("–" if value is None else text)
-
-    return {
-        "file": _file(row, endpoint),
-        "bpw": cell(row.bpw, f"{row.bpw or 0:.2f}"),
-        "size": Markup(size(row.size_bytes)),
-        "kld": cell(row.kld_mean, with_interval(row.kld_mean or 0, Z95 * (row.kld_stderr or 0))),
-        "kld_p99_9": cell(
-            row.kld_p99_9, significant(max(row.kld_p99_9 or 0, 0.0) if row.is_reference else row.kld_p99_9 or 0)
-        ),
-        "same_top": cell(row.same_top, percent(row.same_top or 0)),
-        "ppl_ratio": cell(row.ppl_ratio, with_interval(row.ppl_ratio or 0, Z95 * (row.ppl_ratio_stderr or 0), most=4)),
-        "pp": cell(row.pp_ts, speed(row.pp_ts or 0, row.pp_ts_stddev)),
-        "tg": cell(row.tg_ts, speed(row.tg_ts or 0, row.tg_ts_stddev)),
-        "memory": cell(row.peak_memory_bytes, size((row.peak_vram_bytes or 0) + (row.peak_memory_bytes or 0))),
-        "notes": Markup(_notes(row, on_front, candidates)),
-    }
+def _interval(value: float | None, stderr: float | None, *, most: int = 5) -> str | None:
+    return None if value is None else with_interval(value, Z95 * (stderr or 0), most=most)
 
 
-def _notes(row: DatasetRow, on_front: bool, candidates: Sequence[tuple[DatasetRow, Candidate]]) -> str:
+def _floored(value: float, row: DatasetRow) -> float:
+    """Rounding makes a reference's own KLD negative here and there; on a card it is 0."""
+    return max(value, 0.0) if row.is_reference else value
+
+
+def _memory(row: DatasetRow) -> str | None:
+    if row.peak_memory_bytes is None:
+        return None
+    return size(row.peak_memory_bytes) + (f" + {size(row.peak_vram_bytes)} VRAM" if row.peak_vram_bytes else "")
+
+
+def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
     notes = []
     if row.is_reference:
         notes.append("reference")
     elif on_front:
         notes.append("◆")
-    own = candidate(row)
+    own = next((c for other, c in ranking.ranked if other.id == row.id), None)
     if own and not row.is_reference:
-        equals = [
-            other.label
-            for other, c in candidates
-            if other.id != row.id and not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)
-        ]
+        equals = [c for _, c in ranking.ranked if not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)]
         if equals:
-            notes.append("≈ " + ", ".join(str(escape(label)) for label in equals))
+            notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
+    if row.id in ranking.apart:
+        notes.append(ranking.apart[row.id])
+    if row.n_files > 1:
+        notes.append(f"{row.n_files} files")
+    reason = f": {escape(row.reason)}" if row.reason else ""
     if row.state == "failed":
-        notes.append(f"not measured: {escape(row.reason or 'no reason recorded')}")
-    elif row.reason:
+        notes.append(f"could not be measured{reason}")
+    elif row.state == "waiting":
+        notes.append("only its speed was measured" if row.tg_ts is not None else "not measured yet")
+    elif row.state == "stale":
+        notes.append(f"outdated{reason}")
+    elif row.reason and row.kld_mean is not None:
+        # Without a KLD the reason is the verdict's: there is no reference, for this file or any.
         notes.append(str(escape(row.reason)))
     return " · ".join(notes)
 
 
-def _legend(rows: Sequence[DatasetRow], candidates: Sequence[tuple[DatasetRow, Candidate]]) -> str:
+def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
     parts = []
-    if candidates:
-        parts.append("◆ no smaller file here has a lower mean KLD. ± is a 95 % interval.")
-    if any("≈" in _notes(row, False, candidates) for row in rows):
-        parts.append("≈ its mean KLD can't be told from that of the smaller file named.")
+    if any(not c.is_reference for c in ranking.candidates):
+        parts.append("◆: no other file of this size or smaller has a lower mean KLD.")
+    if any("≈" in _notes(row, False, ranking) for row in rows):
+        parts.append("≈: its mean KLD can't be told from that of the smaller file named.")
+    if ranking.ranked:
+        parts.append("± is a 95 % interval for KLD and PPL ratio.")
     reference = next((row for row in rows if row.reference_variant), None)
     if reference:
-        floor = (
-            f"; noise floor (the reference against itself) {_floor(reference.noise_floor)}"
-            if (reference.noise_floor is not None)
-            else ""
-        )
-        parts.append(f"Against {code(str(reference.reference_variant))}{floor}.")
+        floor = reference.noise_floor
+        known = "" if floor is None else f"; measured against itself it has a mean KLD of {_floor(floor)} (noise floor)"
+        parts.append(f"The original here is {_reference(reference)}{known}.")
     if any(row.tg_ts is not None for row in rows):
         parts.append(
-            "Speeds are means ± the spread of their repetitions, taken on the machine named below; compare them with each other only."
+            "Speeds: mean ± standard deviation of the repetitions on the machine named below; compare them only with "
+            "each other."
         )
     return " ".join(parts)
 
@@ -243,30 +330,24 @@ def _floor(value: float) -> str:
     return significant(abs(value), 2) if abs(value) >= 1e-6 else "under 0.000001"
 
 
-def _method(first: DatasetRow, rows: Sequence[DatasetRow], endpoint: str) -> list[str]:
+def _method(first: DatasetRow, rows: Sequence[DatasetRow]) -> list[str]:
     protocol = json.loads(first.protocol_json)
     corpus = protocol["corpus"]
-    lines = [
-        f"Protocol {code(first.protocol_name)} ({first.protocol_fingerprint[:12]}): corpus {code(corpus['name'])} "
-        f"(sha256 {corpus['sha256'][:12]}), n_ctx {protocol['n_ctx']}, the second half of each chunk scored, as "
-        "llama-perplexity does."
-    ]
+    lines = []
     if first.n_tokens:
-        lines.append(f"{first.n_tokens:,} scored tokens in {first.n_chunks} chunks.")
-    if first.reference_variant:
-        where = "" if first.reference_repo == first.repo_id else f" of {code(str(first.reference_repo))}"
         lines.append(
-            f"Reference: {code(first.reference_variant)}{where}, sha256 {str(first.reference_key)[:12]}; its own "
-            f"perplexity is {first.ppl_base:.4f}."
-            if first.ppl_base
-            else f"Reference: {code(first.reference_variant)}."
+            f"Protocol {code(first.protocol_name)} ({first.protocol_fingerprint[:12]}): {code(corpus['name'])} (sha256 "
+            f"{corpus['sha256'][:12]}) in {first.n_chunks} chunks of {protocol['n_ctx']} tokens, of each the second "
+            f"half scored, as llama-perplexity does: {first.n_tokens:,} tokens."
         )
-    environments = {row.environment_json for row in rows if row.environment_json}
-    for text in sorted(environments):
+    if first.reference_variant and first.kld_mean is not None:
+        known = f"; its own perplexity is {first.ppl_base:.4f}" if first.ppl_base else ""
+        lines.append(f"The original: {_reference(first)}, sha256 {str(first.reference_key)[:12]}{known}.")
+    for text in sorted({row.environment_json for row in rows if row.environment_json}):
         e = json.loads(text)
+        layers = f", {e['n_gpu_layers']} layers on the GPU" if e["gpu"] and e["n_gpu_layers"] >= 0 else ""
         lines.append(
-            f"Environment: {escape(e['llama_cpp'])}, {escape(e['gpu'] or e['cpu'])}, {e['n_threads']} threads, "
-            f"{e['n_gpu_layers']} layers on the GPU."
+            f"Machine: {escape(e['gpu'] or e['cpu'])}, {e['n_threads']} CPU threads{layers}; {escape(e['llama_cpp'])}."
         )
     lines.append(f"Files as of commit {first.revision[:12]}; a file that changes is measured again.")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from core.canonical import canonical_json, fingerprint
 from core.contract import QualityResult, SpeedResult
 from core.dataset import DatasetRow, RowState
 from core.protocol import Protocol
+
+#: The choice for files that are gone: their figures stay against the reference that they were measured with.
+_WHATEVER_IT_WAS = Choice(None, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def stale_rows(store: Store, seen: View, protocol: Protocol) -> list[DatasetRow]
     """Rows of measured files that were since replaced or removed; they stay visible, marked."""
     rows = []
     for variant in store.repos.variants(states=("stale", "removed")):
-        row = _row(store, seen.repos[variant.repo_id], variant, Choice(None, ""), protocol)
+        row = _row(store, seen.repos[variant.repo_id], variant, _WHATEVER_IT_WAS, protocol)
         if row.kld_mean is not None or row.tg_ts is not None:
             was = "replaced by a newer file of the same name" if variant.state == "stale" else "removed from the repo"
             rows.append(row.model_copy(update={"state": "stale", "reason": f"It was {was}."}))
@@ -77,7 +81,7 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
     quality = measured.get("quality")
     speed = measured.get("speed")
     reference = choice.reference
-    if reference and quality and quality.reference_key != reference.key:
+    if quality and choice is not _WHATEVER_IT_WAS and (reference is None or quality.reference_key != reference.key):
         quality = None
     jobs = {job.kind: job for job in store.jobs.by_keys([j.key for j in jobs_for(variant, choice, protocol)]).values()}
     state, reason = _state(variant, choice, has_quality=quality is not None, has_speed=speed is not None, jobs=jobs)
@@ -94,6 +98,8 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
         repo_id=repo.id,
         owner=repo.owner,
         variant=variant.name,
+        first_file=variant.files[0].path if variant.files else None,
+        n_files=len(variant.files),
         label=variant.label,
         variant_key=variant.key,
         revision=variant.revision,
@@ -178,7 +184,7 @@ def _speed_columns(s: SpeedResult | None) -> dict[str, object]:
         "n_gen": gen.n_gen if gen else None,
         "tg_ts": gen.avg_ts if gen else None,
         "tg_ts_stddev": gen.stddev_ts if gen else None,
-        "peak_memory_bytes": max(test.peak_memory_bytes for test in s.tests),
+        "peak_memory_bytes": max((test.peak_memory_bytes for test in s.tests), default=None),
         "peak_vram_bytes": max((t.peak_vram_bytes for t in s.tests if t.peak_vram_bytes), default=None),
         "speed_json": canonical_json(s.model_dump(mode="json")),
     }
@@ -188,8 +194,6 @@ def _command(
     q: QualityResult | None, variant: Variant, reference: Variant | None, protocol: Protocol
 ) -> dict[str, object]:
     """The two commands that repeat a quality figure, with the files' own names, quoted for a shell."""
-    import shlex
-
     if q is None or reference is None:
         return {}
     chunks = "" if protocol.chunks < 0 else f" --chunks {protocol.chunks}"

@@ -1,0 +1,76 @@
+"""The database: made, opened again, refused where it is not ours to use."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.store import Store
+from bot.store.db import immediate, migrations
+from core.errors import StorageError
+
+
+def test_a_fresh_and_a_reopened_database_have_every_migration(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "q.db"
+    for _ in range(2):
+        with Store(path) as store:
+            assert len(migrations.applied(store.db)) == len(migrations._migrations)
+            assert store.db.conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "q.db") as store:
+        store.db["_sqlite_migrations"].insert({"migration_set": "quantcard", "name": "m999_future", "applied_at": ""})
+    with pytest.raises(StorageError, match="newer quantcard"):
+        Store(tmp_path / "q.db")
+
+
+def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("this is a text, and long enough to be one" * 50)
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("text.db", "folder.db", "file/q.db"):
+        with pytest.raises(StorageError):
+            Store(tmp_path / name)
+
+
+def test_a_writer_does_not_keep_others_from_opening(tmp_path: Path) -> None:
+    with Store(tmp_path / "q.db") as writer, immediate(writer.db), Store(tmp_path / "q.db") as reader:
+        assert reader.jobs.counts() == {}
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    with Store(tmp_path / "q.db") as store:
+        with pytest.raises(sqlite3.IntegrityError), immediate(store.db):
+            store.repos.follow("a", consented=False, now=1.0)
+            store.db.conn.execute("INSERT INTO follows (name, created_at) VALUES ('a', 1)")
+        assert store.repos.follows() == []
+        store.db.conn.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(StorageError, match="disk full"):
+            for n in range(2000):
+                store.results.put(f"k{n}", "x" * 4000)
+        store.db.conn.execute("PRAGMA max_page_count = 1000000")
+        store.results.put("after", "fine")
+        assert store.results.get("after") == "fine"
+
+
+def test_a_lease_is_held_by_one(tmp_path: Path) -> None:
+    with Store(tmp_path / "q.db") as store:
+        take, drop = store.results.take_lease, store.results.drop_lease
+        assert take("p", "a", now=0.0, lease=10.0) and take("p", "a", now=5.0, lease=10.0)
+        assert not take("p", "b", now=14.0, lease=10.0)
+        drop("p", "b")
+        assert not take("p", "b", now=14.0, lease=10.0)
+        assert take("p", "b", now=16.0, lease=10.0)
+        drop("p", "b")
+        assert take("p", "a", now=16.0, lease=10.0)
+
+
+def test_processes_open_a_fresh_database_at_once(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from bot.store import Store; Store(Path(sys.argv[1])).close()"
+    together = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "q.db")]) for _ in range(4)]
+    assert [process.wait(timeout=60) for process in together] == [0] * 4
