@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,12 +21,16 @@ from bot.settings import Settings
 from bot.store import Store
 from bot.store.repos import Repo
 from core.dataset import DatasetRow
-from core.errors import HubError, QuantcardError
+from core.errors import HubAuthError, HubRateLimitError, HubUnreachableError, QuantcardError, StorageError
 
 logger = logging.getLogger(__name__)
 
 #: A waiting retry due within this many seconds is waited for by ``run --once``.
 PATIENCE = 60.0
+#: Jobs in a row that could not start for want of the Hub, after which the queue waits for the next cycle.
+_HUB_PATIENCE = 3
+#: Seconds for which one process publishes alone unless it says that it is still at it.
+_PUBLISH_LEASE = 180.0
 
 
 @dataclass
@@ -78,7 +83,8 @@ class Cycle:
         if self.settings.hf_token:
             self.hub.whoami()
         report.poll = self.poll()
-        report.queued = self.plan()
+        if not self.stop.is_set():
+            report.queued = self.plan()
         self.work(report)
         if not self.stop.is_set():
             self.publish(report)
@@ -87,7 +93,7 @@ class Cycle:
     def poll(self) -> PollReport:
         """Look for changes on the Hub."""
         self._tell("Looking for new and changed GGUFs …")
-        report = poll(self.store, self.hub, now=self.clock.now())
+        report = poll(self.store, self.hub, now=self.clock.now(), stop=self.stop)
         self._tell(f"{report.seen} repos seen, {len(report.changed)} new or changed.")
         return report
 
@@ -95,34 +101,78 @@ class Cycle:
         """Queue what is not measured yet; returns the number of new jobs."""
         seen = view(self.store, trusted=self.settings.trusted_owners)
         added = self.store.jobs.add(plan(seen.choices, self.protocol), now=self.clock.now())
+        if withdrawn := self.store.jobs.withdraw_outdated():
+            self._tell(f"{withdrawn} jobs of files that were replaced or removed were withdrawn.")
         self._tell(f"{added} new jobs queued.")
         return added
 
     def work(self, report: CycleReport) -> None:
-        """Run jobs until none is left that may start within :data:`PATIENCE`."""
+        """Run jobs until none is left that may start within :data:`PATIENCE`.
+
+        A job that another process runs is waited for only when its lease is about to end: then that process died.
+        """
+        hub_failures = 0
 
         def tell(event: JobEvent) -> None:
+            nonlocal hub_failures
             report.jobs_done += event.state == "done"
             report.jobs_dead += event.state == "dead"
+            away = isinstance(event.cause, HubUnreachableError | HubRateLimitError)
+            if event.state != "running":
+                hub_failures = hub_failures + 1 if away else 0
+            what = f"{event.job.kind} of {event.variant.name}"
+            if event.state == "done":
+                report.errors = [known for known in report.errors if known[0] != what]
+            if event.cause and (away or isinstance(event.cause, StorageError)):
+                self._note(report, what, event.cause)
             self._tell_job(event)
 
         worker = Worker(self.store, self.hub, self.settings, self.clock, tell=tell, stop=self.stop)
         before = self.store.jobs.counts().get("dead", 0)
-        while not self.stop.is_set():
+        told: float | None = None
+        while not self.stop.is_set() and hub_failures < _HUB_PATIENCE:
             if worker.run_one():
                 continue
             due = self.store.jobs.next_start()
             wait = (due or 0) - self.clock.now()
-            if due is None or wait > PATIENCE or wait <= 0:
+            if due is None or wait > PATIENCE:
                 break
-            self._tell(f"Waiting {wait:.0f} s to try a failed job again …")
-            self.clock.sleep(min(wait, 1.0))
+            if wait > 1 and due != told:
+                told = due
+                self._tell(f"Waiting {wait:.0f} s for a job that may be tried again then …")
+            self.clock.sleep(min(max(wait, 0.05), 1.0))
         report.jobs_dead = max(report.jobs_dead, self.store.jobs.counts().get("dead", 0) - before)
 
     def publish(self, report: CycleReport) -> None:
-        """Bring cards and the dataset up to date."""
+        """Bring cards and the dataset up to date; one process at a time, or a repo could get two pulls."""
+        owner = uuid.uuid4().hex
+        if not self._take_publishing(owner):
+            return
+        try:
+            self._publish(report, owner)
+        finally:
+            self.store.results.drop_lease("publish", owner)
+
+    def _take_publishing(self, owner: str) -> bool:
+        """Wait for our turn; False when we are stopped before it comes."""
+        told = False
+        while not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE):
+            if self.stop.is_set():
+                return False
+            if not told:
+                told = True
+                self._tell("Another quantcard publishes from this database; waiting for it …")
+            self.clock.sleep(0.5)
+        return True
+
+    def _publish(self, report: CycleReport, owner: str) -> None:
         seen = view(self.store, trusted=self.settings.trusted_owners)
-        if self.settings.publish:
+        publishing = self.settings.publish
+        if publishing and not self.settings.hf_token and not self.hub.dry_run:
+            publishing = False
+            said = "No token, so nothing is published: set HF_TOKEN to the bot's token, or QUANTCARD_PUBLISH=false."
+            report.errors.append(("publishing", HubAuthError(said)))
+        if publishing:
             for repo in seen.repos.values():
                 if repo.source != "follow" or self.store.repos.follow_of(repo.id) is None:
                     continue
@@ -130,12 +180,19 @@ class Cycle:
                 told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
                 if not told or not settled(self.store, seen, self.protocol, repo.id):
                     continue
-                self._guard(report, repo.id, partial(self._publish_repo, report, repo, rows))
-        hub = self.hub if self.settings.publish else None
+                self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE)
+                error = self._guard(report, repo.id, partial(self._publish_repo, report, repo, rows))
+                if isinstance(error, HubUnreachableError | HubRateLimitError):
+                    # The others would fare no better, and each would take its time.
+                    publishing = False
+                if self.stop.is_set() or not publishing:
+                    break
+        hub = self.hub if publishing and not self.stop.is_set() else None
         rows = self.rows()
 
         def export_rows() -> None:
-            report.exported = export(self.store, hub, rows, data=self.settings.data, dataset=self.settings.dataset)
+            made = export(self.store, hub, rows, data=self.settings.data, dataset=self.settings.dataset)
+            report.exported = made and not self.hub.dry_run
 
         self._guard(report, self.settings.dataset or "the export", export_rows)
 
@@ -148,8 +205,16 @@ class Cycle:
         seen = view(self.store, trusted=self.settings.trusted_owners)
         return current_rows(self.store, seen, self.protocol) + stale_rows(self.store, seen, self.protocol)
 
-    def _guard(self, report: CycleReport, what: str, step: Callable[[], None]) -> None:
+    def _guard(self, report: CycleReport, what: str, step: Callable[[], None]) -> QuantcardError | None:
+        """Run a step; its error is noted and returned, and does not stop the others."""
         try:
             step()
-        except HubError as error:
+        except QuantcardError as error:
+            report.errors.append((what, error))
+            return error
+        return None
+
+    def _note(self, report: CycleReport, what: str, error: QuantcardError) -> None:
+        """Note a job's error once, however often it was tried."""
+        if not any(known == what and str(error) == str(other) for known, other in report.errors):
             report.errors.append((what, error))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import signal
+import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -20,13 +25,16 @@ from bot.leaderboard import results_of
 from bot.progress import Bars, say
 from bot.settings import Settings
 from bot.store import Store
-from core.errors import QuantcardError
+from core.errors import QuantcardError, SettingsError
 
 logger = logging.getLogger(__name__)
 
 #: A webhook's body is a few kilobytes.
 _MAX_BODY = 256 << 10
 _PULL_EVENTS = ("discussion", "discussion.comment")
+#: Seconds for open connections (pages that listen for events never close theirs), and for the worker, to end.
+_GRACE_S = 3
+_WORKER_GRACE_S = 20.0
 
 
 def wakes(payload: dict[str, Any]) -> bool:
@@ -44,6 +52,56 @@ def wakes(payload: dict[str, Any]) -> bool:
             isinstance(ref, dict) and ref.get("ref") == "refs/heads/main" for ref in refs
         )
     return scope in ("repo", *_PULL_EVENTS)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells us at once when a signal ends it, and does not raise that signal again.
+
+    Raised again, SIGTERM would kill the process before the running job is put back.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_signal = on_signal
+        self.interrupted = False
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = number == signal.SIGINT
+        # Connections that a page keeps open are cut after a while; uvicorn would print a traceback for each.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._on_signal()
+        self.handle_exit(number, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at the address that was set; refused in a sentence, before anything else is started."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise SettingsError(f"The address {host} can't be used ({error.strerror}). Set another with --host.") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(512)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(
+            f"Port {port} of {host} can't be used ({error.strerror}). Set another with --port."
+        ) from None
+    return sock
 
 
 class Service:
@@ -65,35 +123,48 @@ class Service:
         self.settings.protocol()
         with Store(self.settings.db):
             pass
-        scheduler = BackgroundScheduler(timezone="UTC")
-        scheduler.add_job(self.wake.set, "interval", seconds=self.settings.poll_interval_s, coalesce=True)
-        worker = threading.Thread(target=self._work, name="worker")
-        server = uvicorn.Server(
-            uvicorn.Config(self.app(), host=self.settings.host, port=self.settings.port, log_level="warning")
-        )
-        self.results.refresh()
-        self.wake.set()
-        scheduler.start()
-        worker.start()
-        say(f"Serving at http://{self.settings.host}:{self.settings.port}  (leaderboard, /healthz, /webhooks/hub)")
-        try:
-            # uvicorn ends on SIGTERM and SIGINT, and raises the signal again afterwards.
-            server.run()
-        finally:
-            self.stop.set()
+        with _listen(self.settings.host, self.settings.port) as sock:
+            scheduler = BackgroundScheduler(timezone="UTC")
+            scheduler.add_job(
+                self.wake.set, "interval", seconds=self.settings.poll_interval_s, coalesce=True, misfire_grace_time=None
+            )
+            # A daemon: a Hub that hangs at the wrong moment must not keep the process from ending.
+            worker = threading.Thread(target=self._work, name="worker", daemon=True)
+            server = _Server(
+                uvicorn.Config(self.app(), log_level="warning", timeout_graceful_shutdown=_GRACE_S), self._end
+            )
+            self.results.refresh()
             self.wake.set()
-            scheduler.shutdown(wait=False)
-            worker.join()
-            say("Stopped.")
+            scheduler.start()
+            worker.start()
+            where = f"http://{self.settings.host}:{sock.getsockname()[1]}"
+            say(f"Serving at {where}  (leaderboard, /healthz, /webhooks/hub)")
+            try:
+                server.run(sockets=[sock])
+            finally:
+                self._end()
+                scheduler.shutdown(wait=False)
+                worker.join(timeout=_WORKER_GRACE_S)
+                say("Stopped.")
+        if server.interrupted:
+            raise KeyboardInterrupt
+
+    def _end(self) -> None:
+        """Have the worker put its job back and end."""
+        self.stop.set()
+        self.wake.set()
 
     def app(self) -> FastAPI:
         """The HTTP side: health, webhook, leaderboard."""
         app = FastAPI(title="quantcard", docs_url=None, redoc_url=None, openapi_url=None)
 
         @app.get("/healthz")
-        def health() -> dict[str, Any]:
-            with Store(self.settings.db) as store:
-                return {"ok": True, "jobs": store.jobs.counts(), **self.last}
+        def health() -> JSONResponse:
+            try:
+                with Store(self.settings.db) as store:
+                    return JSONResponse({"ok": True, "jobs": store.jobs.counts(), **self.last})
+            except QuantcardError as error:
+                return JSONResponse({"ok": False, "error": str(error)}, status_code=503)
 
         @app.post("/webhooks/hub")
         async def webhook(request: Request) -> JSONResponse:

@@ -57,7 +57,8 @@ def compare(which: str, folder: Path) -> tuple[int, int]:
             assert isinstance(recorded, BaselineResult)
             direct = expected[f"{reference} (direct PPL while recording)"]["final_ppl"]
             ours = f"{recorded.ppl.value:.4f} ± {recorded.ppl.stderr:.5f}"
-            print(f"| {reference} recording, direct PPL | {ours} / {direct['value']} ± {direct['stderr']} | | | | | |")
+            theirs_direct = f"{direct['value']} ± {direct['stderr']}"
+            print(f"| {reference} recording, direct PPL | {ours} / {theirs_direct} | | | | | |")
             baselines[reference] = out
         model = MODELS / f"{name}.gguf"
         if not model.exists():

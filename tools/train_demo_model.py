@@ -220,9 +220,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95))
 
 
-def train(
-    model: DemoModel, stream: Tensor, held_out: Tensor, steps: int, checkpoint: Path, resume: bool
-) -> None:
+def train(model: DemoModel, stream: Tensor, held_out: Tensor, steps: int, checkpoint: Path, resume: bool) -> None:
     """Train to the last step, saving checkpoints.
 
     The held-out figure is printed on the way only to be looked at: nothing is chosen by it.

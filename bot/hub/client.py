@@ -6,7 +6,10 @@ here; commits never are: after a lost response a second one would open a second 
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -28,7 +32,7 @@ from huggingface_hub.hf_api import RepoFile as TreeFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
 from huggingface_hub.utils._http import default_client_factory
 
-from bot.hub.door import Committed, HubPull, RepoSummary
+from bot.hub.door import Committed, FileTooLargeError, HubPull, RepoSummary
 from core.errors import (
     HubAuthError,
     HubConflictError,
@@ -47,6 +51,17 @@ logger = logging.getLogger(__name__)
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 #: Pauses (seconds) between tries of what is safe to ask again.
 _PAUSES = (1.0, 3.0)
+
+#: Seconds that one range may take in all; a server that drips bytes does not hold us longer.
+_RANGE_LIMIT_S = 600.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: What goes wrong with a disk or a folder of ours; other system errors are the network's.
+_DISK = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+        errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENOENT,
+    }
+)  # fmt: skip
 
 _factory_lock = threading.Lock()
 _factory_set = False
@@ -71,6 +86,11 @@ def translate(error: Exception, *, doing: str, endpoint: str) -> Exception:
     """Our error for one of the client's, with a sentence that says what to do."""
     if isinstance(error, HubError):
         return error
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        # hf_hub_download hides what the Hub answered behind a guess about the connection.
+        return translate(error.__cause__, doing=doing, endpoint=endpoint)
+    if isinstance(error, HFValidationError):
+        return HubNotFoundError(f"The Hub can have nothing for {doing}: that is no name of a repo.")
     if isinstance(error, GatedRepoError):
         return HubAuthError(
             f"The Hub refused {doing}: the repo is gated. Ask its owner for access with this token's user."
@@ -102,9 +122,18 @@ def translate(error: Exception, *, doing: str, endpoint: str) -> Exception:
         return HubError(f"The Hub refused {doing} (status {status}){because}.")
     if isinstance(error, OfflineModeIsEnabled):
         return HubUnreachableError(f"HF_HUB_OFFLINE is set, so {doing} can't be done. Unset it.")
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError | LocalEntryNotFoundError) and error.errno:
+    if isinstance(error, OSError) and not isinstance(error, LocalEntryNotFoundError) and error.errno in _DISK:
         return StorageError(
             f"Could not write to disk during {doing}: {error.strerror}. Free some space and run it again."
+        )
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        # The client checks some things itself, such as a card's metadata.
+        first = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
+        return HubError(f"The Hub's client refused {doing} ({first}).")
+    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
+        return HubUnreachableError(
+            f"The answer of {endpoint} to {doing} is not the Hub's ({type(error).__name__}). Check HF_ENDPOINT, and "
+            "whether a proxy or a login page stands in between."
         )
     return HubUnreachableError(
         f"The Hub at {endpoint} did not answer {doing} ({type(error).__name__}). Check HF_ENDPOINT and the network."
@@ -129,7 +158,7 @@ class Hub:
         for pause in (*_PAUSES, None) if again else (None,):
             try:
                 return call()
-            except (HfHubHTTPError, httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
+            except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
                 ours = translate(error, doing=doing, endpoint=self.endpoint)
                 if pause is None or not isinstance(ours, HubUnreachableError):
                     raise ours from error
@@ -174,11 +203,12 @@ class Hub:
         tree = self._ask(
             f"the files of {repo_id}",
             lambda: list(self._api.list_repo_tree(repo_id, recursive=True, revision=revision)),
+            again=False,  # the client retries listings itself, for half a minute
         )
         return [
-            RepoFile(item.path, item.size, item.lfs.sha256 if item.lfs else None)
+            RepoFile(item.path, item.size, _sha256(item.lfs))
             for item in tree
-            if isinstance(item, TreeFile)
+            if isinstance(item, TreeFile) and isinstance(item.path, str) and isinstance(item.size, int)
         ]
 
     def read(self, repo_id: str, path: str, *, revision: str, limit: int) -> bytes | None:
@@ -188,7 +218,7 @@ class Hub:
         except HubNotFoundError:
             return None
         if len(data) > limit:
-            raise HubError(f"{path} in {repo_id} is larger than {limit} bytes; it is left alone.")
+            raise FileTooLargeError(f"{path} in {repo_id} is larger than {limit} bytes; it is left alone.")
         return data
 
     def read_range(self, repo_id: str, path: str, *, revision: str, offset: int, length: int) -> bytes:
@@ -199,6 +229,7 @@ class Hub:
 
         def fetch() -> bytes:
             got = bytearray()
+            started = time.monotonic()
             with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
                 if response.status_code == 416:
                     return b""
@@ -211,6 +242,8 @@ class Hub:
                     got += piece
                     if len(got) >= skip + length:
                         break
+                    if time.monotonic() - started > _RANGE_LIMIT_S:
+                        raise httpx.ReadTimeout(f"{path} came too slowly")
             return bytes(got[skip : skip + length])
 
         return self._ask(f"{path} of {repo_id}", fetch)
@@ -318,6 +351,12 @@ class Hub:
 
     def _pull_url(self, repo_id: str, num: int) -> str:
         return f"{self.endpoint}/{repo_id}/discussions/{num}"
+
+
+def _sha256(lfs: Any) -> str | None:
+    """The sha256 that a listing claims; it names folders here, so nothing else is taken for one."""
+    claimed = lfs.sha256 if lfs else None
+    return claimed if isinstance(claimed, str) and _SHA256.fullmatch(claimed) else None
 
 
 def _summary(info: Any) -> RepoSummary:

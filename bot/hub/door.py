@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from core.errors import HubError
 from core.gguf_files import RepoFile
 
 PullStatus = Literal["draft", "open", "closed", "merged"]
+
+
+class FileTooLargeError(HubError):
+    """A small file that we wanted to read whole is larger than its limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ CONFIG_FILE = ".quantcard.yml"
 CARD_LIMIT = 4 << 20
 CONFIG_LIMIT = 64 << 10
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-_REPO_ID = re.compile(r"^[\w.-]{1,96}/[\w.-]{1,96}$")
+#: YAML is slow to read: a longer front matter is not.
+_FRONT_MATTER_LIMIT = 256 << 10
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 POSITIONS = ("end", "top")
 
 
@@ -29,11 +31,11 @@ class RepoConfig:
 def front_matter(card: str) -> dict[str, Any]:
     """The card's YAML front matter; empty when there is none or it can't be read."""
     found = _FRONT_MATTER.match(card)
-    if not found:
+    if not found or len(found[1]) > _FRONT_MATTER_LIMIT:
         return {}
     try:
         data = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # PyYAML lets KeyError, IndexError and others through on odd tags
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -42,7 +44,7 @@ def base_model_of(card: str) -> str | None:
     """The first base model that the card names (``owner/name``), or None."""
     value = front_matter(card).get("base_model")
     first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, str) and _REPO_ID.match(first) else None
+    return first if isinstance(first, str) and _REPO_ID.fullmatch(first) else None
 
 
 def parse_config(data: bytes | None) -> RepoConfig:
@@ -51,7 +53,7 @@ def parse_config(data: bytes | None) -> RepoConfig:
         return RepoConfig()
     try:
         value = yaml.safe_load(data.decode("utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # see front_matter
         return RepoConfig(enabled=False, problem=f"{CONFIG_FILE} is not valid YAML ({type(error).__name__})")
     if value is None:
         return RepoConfig()
@@ -60,6 +62,6 @@ def parse_config(data: bytes | None) -> RepoConfig:
     enabled, position = value.get("enabled", True), value.get("position", "end")
     if not isinstance(enabled, bool):
         return RepoConfig(enabled=False, problem=f"{CONFIG_FILE}: 'enabled' must be true or false")
-    if position not in POSITIONS:
+    if not isinstance(position, str) or position not in POSITIONS:
         return RepoConfig(enabled=False, problem=f"{CONFIG_FILE}: 'position' must be one of {', '.join(POSITIONS)}")
     return RepoConfig(enabled=enabled, position=position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from bot.store.repos import Repo, Variant
 
@@ -41,7 +42,18 @@ def same_model(a: Variant, b: Variant) -> bool:
     if x is None or y is None:
         return False
     close = abs(x.n_params - y.n_params) <= _PARAMS_SLACK * max(x.n_params, y.n_params)
-    return x.architecture == y.architecture and x.n_vocab == y.n_vocab and close
+    return x.architecture is not None and x.architecture == y.architecture and x.n_vocab == y.n_vocab and close
+
+
+def _stem(variant: Variant) -> str:
+    """A variant's file name without its label: the model's name, where a repo holds several models."""
+    name = PurePosixPath(variant.name).name.lower().removesuffix(".gguf")
+    return name.removesuffix(variant.label.lower()).rstrip("-._")
+
+
+def _same_name(a: str | None, b: str | None) -> bool:
+    """Whether two repo ids are the same one; the Hub takes either case."""
+    return a is not None and b is not None and a.lower() == b.lower()
 
 
 def choose(
@@ -63,7 +75,8 @@ def choose(
 
     def best(among: list[Variant]) -> Variant | None:
         order = {kind: rank for rank, kind in enumerate(UNQUANTIZED)}
-        return min(among, key=lambda v: (order[unquantized_type(v) or "F32"], v.name), default=None)
+        stem = _stem(variant)
+        return min(among, key=lambda v: (_stem(v) != stem, order[unquantized_type(v) or "F32"], v.name), default=None)
 
     if own := best([other for other in candidates if other.repo_id == variant.repo_id]):
         return Choice(own, f"{own.label} of the same repo")
@@ -73,7 +86,7 @@ def choose(
     shared = [
         other
         for other in candidates
-        if (home := repos.get(other.repo_id)) and home.base_model == repo.base_model and home.owner in owners
+        if (home := repos.get(other.repo_id)) and _same_name(home.base_model, repo.base_model) and home.owner in owners
     ]
     if found := best(shared):
         return Choice(found, f"{found.label} of {found.repo_id}")

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
+import uuid
 import zipfile
-from pathlib import Path
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from bot.hub.door import HubDoor
 from bot.store.repos import Variant
 from core.canonical import sha256_file, write_atomic
-from core.errors import CorpusError, HubUnreachableError, StorageError
+from core.errors import CorpusError, HubError, InputError, StorageError
 from core.protocol import CORPUS_SOURCES, Protocol
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: No corpus is larger; an archive that says so is not opened.
+_CORPUS_LIMIT = 1 << 30
+_DOOMED = ".doomed-"
+
+
+class DamagedDownloadError(HubError):
+    """A file did not arrive as the Hub describes it; fetching it again may help."""
+
+    retryable = True
 
 
 def model_folder(data: Path, variant: Variant) -> Path:
-    """Where a variant's files lie while they are needed: by identity, so that two repos with the same file share."""
+    """Where a variant's files lie while they are needed: by identity, so that two repos with the same file share.
+
+    Raises:
+        InputError: the identity is no sha256, so it must not name a folder (it came from the Hub).
+    """
+    if not _SHA256.fullmatch(variant.key):
+        raise InputError(f"{variant.name} of {variant.repo_id} has no sha256 to be known by; it can't be fetched.")
     return data / "models" / variant.key
+
+
+def _inside(folder: Path, name: str, variant: Variant) -> Path:
+    """``name`` (from a stranger's repo) as a path in ``folder``.
+
+    Raises:
+        InputError: it leads elsewhere.
+    """
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or not name.isprintable():
+        raise InputError(f"{name!r} of {variant.repo_id} is no name for a file here; it is not fetched.")
+    return folder / pure
 
 
 def model_path(data: Path, variant: Variant, hub: HubDoor) -> Path:
@@ -23,36 +57,69 @@ def model_path(data: Path, variant: Variant, hub: HubDoor) -> Path:
 
     Raises:
         HubError: it could not be fetched.
+        InputError: its names or identity can't be used for files here.
         StorageError: there is no room for it.
     """
     folder = model_folder(data, variant)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [file for file in variant.files if not (folder / f"{file.path}.ok").exists()]
-    free = shutil.disk_usage(folder).free
-    if (need := sum(file.size for file in missing)) > free:
-        raise StorageError(f"{variant.name} needs {need} bytes on disk, {free} are free. Free some space.")
-    for file in missing:
-        path = hub.download(variant.repo_id, file.path, revision=variant.revision, folder=folder)
-        got = sha256_file(path)
-        if got != file.sha256:
-            path.unlink()
-            raise HubUnreachableError(
+    paths = {file: _inside(folder, file.path, variant) for file in variant.files}
+    _make_room(folder, variant, [file.size for file, path in paths.items() if not _mark(path).exists()])
+    for file, path in paths.items():
+        if _mark(path).exists():
+            continue
+        fetched = hub.download(variant.repo_id, file.path, revision=variant.revision, folder=folder)
+        got = sha256_file(fetched)
+        if got != file.sha256 or fetched.resolve() != path.resolve():
+            fetched.unlink()
+            raise DamagedDownloadError(
                 f"{file.path} of {variant.repo_id} arrived damaged (sha256 {got[:12]}…, not {str(file.sha256)[:12]}…). "
-                "It is fetched again."
+                "Look at the file on the Hub, then try the job again."
             )
-        write_atomic(folder / f"{file.path}.ok", got)
-    return folder / variant.files[0].path
+        write_atomic(_mark(path), got)
+    return next(iter(paths.values()))
 
 
-def evict(data: Path, *, keep: set[str]) -> int:
-    """Remove the files of variants whose keys are not in ``keep``; returns the bytes freed."""
-    freed = 0
+def _mark(path: Path) -> Path:
+    """The file that says that ``path`` was fetched whole and checked."""
+    return path.with_name(f"{path.name}.ok")
+
+
+def _make_room(folder: Path, variant: Variant, sizes: list[int]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(f"The model folder can't be used ({error.strerror}). Check the data folder.") from error
+    if (need := sum(sizes)) > free:
+        raise StorageError(
+            f"{variant.name} needs {need / 1e9:.1f} GB on disk, {free / 1e9:.1f} GB are free. Free some space."
+        )
+
+
+def fetched_bytes(data: Path, variant: Variant) -> int:
+    """Bytes of a variant that are on disk so far, for progress."""
+    total = 0
+    for path in model_folder(data, variant).rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return min(total, variant.size_bytes)
+
+
+def set_aside(data: Path, *, keep: Collection[str]) -> None:
+    """Rename the folders of variants whose keys are not in ``keep``, so that nobody takes their files for fetched.
+
+    Quick, to be called while no job can be claimed; :func:`evict` then takes its time.
+    """
     root = data / "models"
-    for folder in root.iterdir() if root.is_dir() else []:
-        if folder.name not in keep:
-            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            shutil.rmtree(folder)
-    return freed
+    for folder in list(root.iterdir()) if root.is_dir() else []:
+        if folder.name not in keep and not folder.name.startswith(_DOOMED):
+            with suppress(OSError):
+                folder.rename(root / f"{_DOOMED}{uuid.uuid4().hex}")
+
+
+def evict(data: Path) -> None:
+    """Remove what was set aside (also what a killed worker left so)."""
+    for folder in list((data / "models").glob(f"{_DOOMED}*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def corpus_path(data: Path, protocol: Protocol, *, given: Path | None, hub: HubDoor) -> Path:
@@ -77,15 +144,21 @@ def corpus_path(data: Path, protocol: Protocol, *, given: Path | None, hub: HubD
     folder = data / "corpora" / "downloads"
     fetched = hub.download(source.repo_id, source.filename, revision="main", folder=folder, repo_type="dataset")
     try:
-        text = zipfile.ZipFile(fetched).read(source.member) if source.member else fetched.read_bytes()
-    except (zipfile.BadZipFile, KeyError) as error:
+        text = _member(fetched, source.member) if source.member else fetched.read_bytes()
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
         fetched.unlink()
         raise CorpusError(f"{source.filename} of {source.repo_id} is not the archive it should be ({error}).") from None
-    write_atomic(path, text)
-    if (got := sha256_file(path)) != wanted:
-        path.unlink()
+    if (got := hashlib.sha256(text).hexdigest()) != wanted:
         raise CorpusError(
             f"{source.filename} of {source.repo_id} holds another text (sha256 {got[:12]}…) than the protocol's. "
             "Set QUANTCARD_CORPUS to the right file."
         )
+    write_atomic(path, text)
     return path
+
+
+def _member(archive: Path, name: str) -> bytes:
+    with zipfile.ZipFile(archive) as opened:
+        if opened.getinfo(name).file_size > _CORPUS_LIMIT:
+            raise ValueError(f"{name} is larger than any corpus")
+        return opened.read(name)

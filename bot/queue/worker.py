@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +16,12 @@ from typing import Any
 
 from bot.clock import Clock
 from bot.hub.door import HubDoor
-from bot.queue.fetch import corpus_path, evict, model_path
+from bot.queue.fetch import corpus_path, evict, fetched_bytes, model_path, set_aside
 from bot.queue.plan import job_key
 from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
 from bot.store import Store
+from bot.store.db import immediate
 from bot.store.jobs import Job
 from bot.store.repos import Variant
 from core.contract import (
@@ -29,10 +33,23 @@ from core.contract import (
     Result,
     SpeedResult,
     SpeedSpec,
+    result_adapter,
 )
-from core.errors import BaselineGoneError, JobError, QuantcardError
+from core.errors import (
+    BaselineError,
+    BaselineGoneError,
+    HubRateLimitError,
+    HubUnreachableError,
+    JobProtocolError,
+    MeasurementDiedError,
+    QuantcardError,
+    StorageError,
+)
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between tries to store a result.
+_PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +61,22 @@ class JobEvent:
     state: str
     progress: ProgressEvent | None = None
     error: str | None = None
+    cause: QuantcardError | None = None
 
 
 def worker_name() -> str:
-    """A name for this worker's leases that no other one has."""
-    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident() % 10_000}"
+    """A name for this worker's leases that no other one has, nor a later one in a container of the same name."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+class _Halt:
+    """A job's reasons to stop: we were asked to, or its lease went to another worker."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop, self.lost = stop, threading.Event()
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or self.lost.is_set()
 
 
 class Worker:
@@ -81,24 +109,47 @@ class Worker:
         if job is None:
             return False
         variant = self._store.repos.variant(job.variant_id)
-        with _Heartbeat(self._settings, self._clock, job, self.name):
+        halt = _Halt(self._stop)
+        with _Heartbeat(self._settings, self._clock, job, self.name, halt.lost):
             try:
-                self._tell(JobEvent(job, variant, "running"))
-                result = self._measure(job, variant)
-                self._keep(job, variant, result)
+                self._run(job, variant, halt)
             except (JobStopped, KeyboardInterrupt) as stopped:
+                # Nothing happens here when the lease is another worker's by now.
                 self._store.jobs.release(job.id, self.name, reason="the worker was stopped", now=self._clock.now())
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
-            except QuantcardError as error:
-                self._fail(job, variant, error)
-            except OSError as error:
-                self._fail(job, variant, JobError(f"The worker could not do it: {error}."))
         self._clear_away()
         return True
 
-    def _measure(self, job: Job, variant: Variant) -> Result:
-        spec = self._spec(job, variant)
+    def _run(self, job: Job, variant: Variant, halt: _Halt) -> None:
+        """Measure and write down what came of it; every error but a stop is the job's."""
+        progress = self._reporter(job, variant)
+        try:
+            self._tell(JobEvent(job, variant, "running"))
+            try:
+                spec = self._spec(job, variant, halt, progress)
+            except (HubUnreachableError, HubRateLimitError, StorageError) as error:
+                # Nobody's fault in this job: the Hub is away, or our disk is full.
+                self._fail(job, variant, error, deferred=True)
+                return
+            result = run_job(spec, timeout=self._settings.job_timeout_s, on_progress=progress, stop=halt)
+            self._keep_patiently(job, variant, _checked(result, spec))
+        except JobStopped:
+            raise
+        except QuantcardError as error:
+            if type(error) is BaselineError and job.kind == "quality":
+                self._record_again(job, reason="a measurement found it damaged")
+                error = BaselineGoneError(str(error))
+            self._fail(job, variant, error)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            self._fail(job, variant, MeasurementDiedError(f"The measurement could not be run ({why})."))
+        except Exception as error:
+            logger.exception("Job %d ended in an error of ours.", job.id)
+            said = f"An error inside quantcard ({type(error).__name__}); its log has more."
+            self._fail(job, variant, JobProtocolError(said))
+
+    def _reporter(self, job: Job, variant: Variant) -> Callable[[ProgressEvent], None]:
         told = [0.0]
 
         def on_progress(event: ProgressEvent) -> None:
@@ -106,11 +157,52 @@ class Worker:
             now = self._clock.now()
             if now - told[0] >= 1.0:
                 told[0] = now
-                self._store.jobs.heartbeat(job.id, self.name, now=now, lease=self._settings.lease_s, progress=event)
+                try:
+                    self._store.jobs.heartbeat(job.id, self.name, now=now, lease=self._settings.lease_s, progress=event)
+                except StorageError as error:
+                    # Hours of measuring are not given up for a bar that stands still.
+                    logger.warning("The progress of job %d could not be noted: %s", job.id, error)
 
-        return run_job(spec, timeout=self._settings.job_timeout_s, on_progress=on_progress, stop=self._stop)
+        return on_progress
 
-    def _spec(self, job: Job, variant: Variant) -> BaselineSpec | QualitySpec | SpeedSpec:
+    def _fetch(
+        self, variant: Variant, halt: _Halt, progress: Callable[[ProgressEvent], None], fetch: Callable[[], Path]
+    ) -> Path:
+        """Run ``fetch`` in a thread that a stop leaves behind: a download can't be interrupted, and may take hours."""
+        done: queue.SimpleQueue[Path | BaseException] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                done.put(fetch())
+            except BaseException as error:
+                done.put(error)
+
+        threading.Thread(target=work, name="fetch", daemon=True).start()
+        told = time.monotonic()
+        while True:
+            try:
+                found = done.get(timeout=0.2)
+            except queue.Empty:
+                if halt.is_set():
+                    raise JobStopped from None
+                if time.monotonic() - told >= 1.0:
+                    told = time.monotonic()
+                    so_far = fetched_bytes(self._settings.data, variant)
+                    progress(ProgressEvent(stage="fetching", done=so_far, total=variant.size_bytes))
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+    def _record_again(self, job: Job, *, reason: str) -> None:
+        assert job.reference_id is not None
+        reference = self._store.repos.variant(job.reference_id)
+        key = job_key("baseline", variant_key=reference.key, protocol=job.protocol, reference_key=None)
+        self._store.jobs.redo(key, reason=reason, now=self._clock.now())
+
+    def _spec(
+        self, job: Job, variant: Variant, halt: _Halt, progress: Callable[[ProgressEvent], None]
+    ) -> BaselineSpec | QualitySpec | SpeedSpec:
         """The job's spec with real paths; fetches what is not there yet."""
         data, protocol = self._settings.data, job.protocol
         shared: dict[str, Any] = {
@@ -127,13 +219,15 @@ class Worker:
             reference = self._store.repos.variant(job.reference_id)
             recorded = self._store.results.baseline(reference.key, protocol.fingerprint)
             if recorded is None or not Path(recorded.path).exists():
-                key = job_key("baseline", variant_key=reference.key, protocol=protocol, reference_key=None)
-                self._store.jobs.redo(key, reason="its file is gone", now=self._clock.now())
+                self._record_again(job, reason="its file is gone")
                 raise BaselineGoneError(f"The baseline of {reference.name} is gone; it is recorded again.")
             baseline = Path(recorded.path)
-        model = model_path(data, variant, self._hub)
+        model = self._fetch(variant, halt, progress, lambda: model_path(data, variant, self._hub))
         if job.kind == "baseline":
-            corpus = corpus_path(data, protocol, given=self._settings.corpus, hub=self._hub)
+            given = self._settings.corpus
+            corpus = self._fetch(
+                variant, halt, progress, lambda: corpus_path(data, protocol, given=given, hub=self._hub)
+            )
             out = data / "baselines" / f"{variant.key[:16]}-{protocol.fingerprint[:16]}.kld"
             return BaselineSpec(
                 reference=str(model),
@@ -153,10 +247,19 @@ class Worker:
             **shared,
         )
 
+    def _keep_patiently(self, job: Job, variant: Variant, result: Result) -> None:
+        """Hours of measuring are not given up because the disk is full or the database busy at this moment."""
+        for pause in _PAUSES:
+            try:
+                self._keep(job, variant, result)
+                return
+            except StorageError as error:
+                logger.warning("The result of job %d could not be stored yet: %s", job.id, error)
+                self._clock.sleep(pause)
+        self._keep(job, variant, result)
+
     def _keep(self, job: Job, variant: Variant, result: Result) -> None:
         """Write the result and the job's end in one transaction; nothing if the job was taken over meanwhile."""
-        from bot.store.db import immediate
-
         now = self._clock.now()
         with immediate(self._store.db):
             if not self._store.jobs.finish(job.id, self.name, now=now):
@@ -171,29 +274,55 @@ class Worker:
                 )
         self._tell(JobEvent(job, variant, "done"))
 
-    def _fail(self, job: Job, variant: Variant, error: QuantcardError) -> None:
+    def _fail(self, job: Job, variant: Variant, error: QuantcardError, *, deferred: bool = False) -> None:
+        # The reason may stand on a card: where our folders are is nobody's business.
+        reason = str(error).replace(f"{self._settings.data}{os.sep}", "")
         state = self._store.jobs.fail(
             job.id,
             self.name,
             error_type=type(error).__name__,
-            reason=str(error),
+            reason=reason,
             retryable=error.retryable,
             now=self._clock.now(),
+            deferred=deferred,
         )
         if state:
-            self._tell(JobEvent(job, variant, state, error=str(error)))
+            self._tell(JobEvent(job, variant, state, error=reason, cause=error))
 
     def _clear_away(self) -> None:
         """Remove model files that no open job needs."""
-        needed = {self._store.repos.variant(i).key for i in self._store.jobs.open_files()}
-        evict(self._settings.data, keep=needed)
+        # No job can be claimed while we look: a file that somebody is about to use is not taken away.
+        with immediate(self._store.db):
+            needed = {self._store.repos.variant(i).key for i in self._store.jobs.open_files()}
+            set_aside(self._settings.data, keep=needed)
+        evict(self._settings.data)
+
+
+_RESULT_OF = {"baseline": BaselineResult, "quality": QualityResult, "speed": SpeedResult}
+
+
+def _checked(result: Result, spec: BaselineSpec | QualitySpec | SpeedSpec) -> Result:
+    """The result, if it is of the kind that was asked for and can be stored and read again.
+
+    It comes from a process that read a stranger's file: a figure that is NaN would be stored as null and stop
+    every later reader, and a path would be used as ours.
+    """
+    if not isinstance(result, _RESULT_OF[spec.kind]):
+        raise JobProtocolError(f"The measuring process answered a {spec.kind} job with something else.")
+    try:
+        found: Result = result_adapter.validate_json(result.model_dump_json())
+    except ValueError:
+        raise JobProtocolError("The measuring process gave figures that are no numbers.") from None
+    if isinstance(found, BaselineResult) and isinstance(spec, BaselineSpec):
+        return found.model_copy(update={"path": spec.out})
+    return found
 
 
 class _Heartbeat:
-    """Prolongs a job's lease from a thread of its own while the job runs."""
+    """Prolongs a job's lease from a thread of its own while the job runs; ``lost`` is set when it is gone."""
 
-    def __init__(self, settings: Settings, clock: Clock, job: Job, worker: str) -> None:
-        self._settings, self._clock, self._job, self._worker = settings, clock, job, worker
+    def __init__(self, settings: Settings, clock: Clock, job: Job, worker: str, lost: threading.Event) -> None:
+        self._settings, self._clock, self._job, self._worker, self._lost = settings, clock, job, worker, lost
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -209,6 +338,10 @@ class _Heartbeat:
         while not self._done.wait(lease / 4):
             try:
                 with Store(self._settings.db) as store:
-                    store.jobs.heartbeat(self._job.id, self._worker, now=self._clock.now(), lease=lease)
+                    kept = store.jobs.heartbeat(self._job.id, self._worker, now=self._clock.now(), lease=lease)
             except QuantcardError as error:
                 logger.warning("The lease of job %d could not be prolonged: %s", self._job.id, error)
+                continue
+            if not kept and not self._done.is_set() and not self._lost.is_set():
+                logger.warning("Job %d was taken over by another worker; it is stopped here.", self._job.id)
+                self._lost.set()

@@ -64,8 +64,6 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 def _up_to_date(db: Database, path: Path) -> bool:
     """Whether every migration was applied; an unknown one is a newer quantcard's."""
-    if not db.conn.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (migrations.migrations_table,)).fetchone():
-        return False
     known = {migration.name for migration in migrations._migrations}
     applied = {migration.name for migration in migrations.applied(db)}
     if unknown := applied - known:
@@ -162,3 +160,9 @@ def m001_first_tables(db: Database) -> None:
     for statement in statements.split(";"):
         if statement.strip():
             db.conn.execute(statement)
+
+
+@migrations()
+def m002_deferrals(db: Database) -> None:
+    """How often a job could not start for want of the Hub or of disk space; such tries are no attempts."""
+    db.conn.execute("ALTER TABLE jobs ADD COLUMN deferrals INTEGER NOT NULL DEFAULT 0")

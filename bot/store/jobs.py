@@ -18,8 +18,15 @@ from core.protocol import Protocol
 
 #: Attempts before a retryable failure is dead.
 MAX_ATTEMPTS = 3
-#: Seconds before the second attempt; doubled for each further one.
+#: Deferrals before a Hub that does not answer (or a full disk) makes a job dead: with the delays below, a day.
+MAX_DEFERRALS = 32
+#: Seconds before the second attempt; doubled for each further one, up to :data:`MAX_BACKOFF`.
 BACKOFF = 5.0
+MAX_BACKOFF = 3600.0
+#: Errors of a file that lay in one repo and may be had from another one.
+_ELSEWHERE = ("HubError", "HubNotFoundError", "HubAuthError")
+#: Of variants that are not in a repo any more.
+_GONE = "SELECT id FROM variants WHERE state != 'current'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,10 @@ class Jobs:
         self._db = db
 
     def add(self, jobs: list[NewJob], *, now: float) -> int:
-        """Queue jobs that are not there yet; a dependency must come before what depends on it. Returns how many."""
+        """Queue jobs that are not there yet; a dependency must come before what depends on it. Returns how many.
+
+        A job whose file has left the repo it was found in is moved to where it lies now.
+        """
         added = 0
         with immediate(self._db):
             for job in jobs:
@@ -84,7 +94,34 @@ class Jobs:
                 if cursor.rowcount:
                     added += 1
                     self._event(int(cursor.lastrowid or 0), "todo", None, now)
+                else:
+                    self._move(job, now)
         return added
+
+    def _move(self, job: NewJob, now: float) -> None:
+        """Point a job that was not run at this variant, if the one it points at is gone (the same file elsewhere)."""
+        self._db.conn.execute(
+            "UPDATE jobs SET variant_id = ?, reference_id = ?, updated_at = ?, "
+            "attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'todo' "
+            f"WHERE key = ? AND (variant_id IN ({_GONE}) OR reference_id IN ({_GONE})) "
+            f"AND (state = 'todo' OR (state = 'dead' AND error_type IN ({','.join('?' * len(_ELSEWHERE))})))",
+            (job.variant_id, job.reference_id, now, job.key, *_ELSEWHERE),
+        )
+
+    def withdraw_outdated(self) -> int:
+        """Take waiting jobs of files that were replaced or removed out of the queue; returns how many.
+
+        They are queued again when the file comes back.
+        """
+        withdrawn = 0
+        with immediate(self._db):
+            # What depends on others first, then what nothing depends on any more.
+            for _ in range(2):
+                withdrawn += self._db.conn.execute(
+                    f"DELETE FROM jobs WHERE state = 'todo' AND (variant_id IN ({_GONE}) OR reference_id IN ({_GONE})) "
+                    "AND id NOT IN (SELECT depends_on FROM jobs WHERE depends_on IS NOT NULL)"
+                ).rowcount
+        return withdrawn
 
     def claim(self, worker: str, *, now: float, lease: float) -> Job | None:
         """Take the next job that may start, by priority and age, or None; dead dependencies are passed on first."""
@@ -129,56 +166,80 @@ class Jobs:
         """Mark done; False (and nothing changes) if the job is no longer this worker's."""
         return self._leave(job_id, worker, "done", None, now)
 
-    def release(self, job_id: int, worker: str, *, reason: str, now: float) -> bool:
-        """Put an interrupted job back as if it had not been started."""
+    def release(self, job_id: int, worker: str, *, reason: str, now: float, delay: float = 0.0) -> bool:
+        """Put an interrupted job back as if it had not been started; it may start again after ``delay`` seconds."""
         with immediate(self._db):
             if not self._leave(job_id, worker, "todo", reason, now):
                 return False
-            self._db.conn.execute("UPDATE jobs SET attempts = attempts - 1 WHERE id = ?", (job_id,))
+            self._db.conn.execute(
+                "UPDATE jobs SET attempts = MAX(attempts - 1, 0), not_before = ? WHERE id = ?", (now + delay, job_id)
+            )
             return True
 
     def fail(
-        self, job_id: int, worker: str, *, error_type: str, reason: str, retryable: bool, now: float
+        self,
+        job_id: int,
+        worker: str,
+        *,
+        error_type: str,
+        reason: str,
+        retryable: bool,
+        now: float,
+        deferred: bool = False,
     ) -> str | None:
         """Record a failure: back to todo with a delay while attempts are left and it may help, else dead.
 
+        A ``deferred`` job could not even start (no Hub, no disk space): that is no attempt, and may take a day.
         Returns the new state, or None if the job is no longer this worker's.
         """
         with immediate(self._db):
-            rows = list(self._db.query("SELECT attempts FROM jobs WHERE id = ?", (job_id,)))
-            again = retryable and bool(rows) and rows[0]["attempts"] < MAX_ATTEMPTS
+            row = next(iter(self._db.query("SELECT attempts, deferrals FROM jobs WHERE id = ?", (job_id,))), None)
+            if row is None:
+                return None
+            tries, limit = (row["deferrals"] + 1, MAX_DEFERRALS) if deferred else (row["attempts"], MAX_ATTEMPTS)
+            again = retryable and tries < limit
             state = "todo" if again else "dead"
             if not self._leave(job_id, worker, state, reason, now):
                 return None
-            delay = BACKOFF * 2 ** (rows[0]["attempts"] - 1) if again else 0.0
+            delay = min(BACKOFF * 2 ** (tries - 1), MAX_BACKOFF) if again else 0.0
             self._db.conn.execute(
-                "UPDATE jobs SET error_type = ?, error = ?, not_before = ? WHERE id = ?",
-                (error_type, reason, now + delay, job_id),
+                "UPDATE jobs SET error_type = ?, error = ?, not_before = ?, attempts = attempts - ?, "
+                "deferrals = deferrals + ? WHERE id = ?",
+                (error_type, reason, now + delay, int(deferred), int(deferred), job_id),
             )
             return state
 
     def retry(self, job_id: int, *, now: float) -> bool:
-        """Give a dead job (and the dead ones that waited for it) fresh attempts; False if it is not dead."""
+        """Give a dead job fresh attempts, with the dead one that it waits for and those that waited for it.
+
+        False if it is not dead.
+        """
         with immediate(self._db):
-            cursor = self._db.conn.execute(
-                "UPDATE jobs SET state = 'todo', attempts = 0, not_before = 0, error = NULL, error_type = NULL, "
-                "updated_at = ? WHERE state = 'dead' AND (id = ? OR (depends_on = ? AND error_type = 'Dependency'))",
-                (now, job_id, job_id),
+            if not any(True for _ in self._db.query("SELECT 1 FROM jobs WHERE id = ? AND state = 'dead'", (job_id,))):
+                return False
+            found = self._db.query(
+                "SELECT id FROM jobs WHERE state = 'dead' AND (id = ? "
+                "OR id = (SELECT depends_on FROM jobs WHERE id = ?) OR (depends_on = ? AND error_type = 'Dependency'))",
+                (job_id, job_id, job_id),
             )
-            if cursor.rowcount:
-                self._event(job_id, "todo", "asked to try again", now)
-            return cursor.rowcount > 0
+            for row in list(found):
+                self._again(row["id"], "asked to try again", now)
+            return True
+
+    def _again(self, job_id: int, reason: str, now: float) -> None:
+        self._db.conn.execute(
+            "UPDATE jobs SET state = 'todo', attempts = 0, deferrals = 0, not_before = 0, error = NULL, "
+            "error_type = NULL, updated_at = ? WHERE id = ?",
+            (now, job_id),
+        )
+        self._event(job_id, "todo", reason, now)
 
     def redo(self, key: str, *, reason: str, now: float) -> None:
         """Queue a finished job once more: what it made is lost."""
         with immediate(self._db):
             row = self._by_key(key)
             if row and row["state"] in ("done", "dead"):
-                self._db.conn.execute(
-                    "UPDATE jobs SET state = 'todo', attempts = 0, not_before = 0, updated_at = ? WHERE id = ?",
-                    (now, row["id"]),
-                )
-                self._event(row["id"], "todo", reason, now)
+                self._again(row["id"], reason, now)
 
     def job(self, job_id: int) -> Job | None:
         """One job, or None."""
@@ -206,13 +267,22 @@ class Jobs:
         return {row["state"]: row["n"] for row in rows}
 
     def next_start(self) -> float | None:
-        """When the next waiting job may start (seconds since the epoch), or None when none waits."""
-        row = next(self._db.query("SELECT MIN(not_before) AS at FROM jobs WHERE state = 'todo'"))
+        """When the next job may be claimed, or a running one's lease ends (seconds since the epoch).
+
+        None when there is neither. What waits for a running job counts with that job's lease.
+        """
+        row = next(
+            self._db.query(
+                "SELECT MIN(at) AS at FROM (SELECT j.not_before AS at FROM jobs j LEFT JOIN jobs d "
+                "ON d.id = j.depends_on WHERE j.state = 'todo' AND (d.id IS NULL OR d.state IN ('done', 'dead')) "
+                "UNION ALL SELECT lease_until FROM jobs WHERE state = 'running')"
+            )
+        )
         return row["at"]
 
     def open_files(self) -> set[int]:
         """Row ids of the variants that unfinished jobs still need."""
-        rows = self._db.query("SELECT variant_id, reference_id, kind FROM jobs WHERE state IN ('todo', 'running')")
+        rows = self._db.query("SELECT DISTINCT variant_id FROM jobs WHERE state IN ('todo', 'running')")
         return {row["variant_id"] for row in rows}
 
     def events(self, job_id: int) -> list[dict[str, Any]]:
@@ -242,13 +312,14 @@ class Jobs:
             )
         ):
             state = "todo" if row["attempts"] < MAX_ATTEMPTS else "dead"
-            reason = f"its worker {row['lease_owner']} was lost"
+            # The reason may stand on a card; the worker's name (a host's) is only for the history.
+            reason = f"The measuring machine was lost at attempt {row['attempts']} of {MAX_ATTEMPTS}."
             self._db.conn.execute(
-                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, error_type = 'LostWorker', "
-                "error = ?, updated_at = ? WHERE id = ?",
+                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, progress = NULL, "
+                "error_type = 'LostWorker', error = ?, updated_at = ? WHERE id = ?",
                 (state, reason, now, row["id"]),
             )
-            self._event(row["id"], state, reason, now)
+            self._event(row["id"], state, f"its worker {row['lease_owner']} was lost", now)
 
     def _bury_dependents(self, now: float) -> None:
         for row in list(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,10 @@ class Results:
                 ),
             )
 
-    def measurements(self, variant_key: str, protocol_fingerprint: str) -> dict[str, Measurement]:
-        """The newest measurement of each kind, by kind."""
+    def measurements(
+        self, variant_key: str, protocol_fingerprint: str, *, reference_key: str | None = None
+    ) -> dict[str, Measurement]:
+        """The newest measurement of each kind, by kind; with ``reference_key``, quality against that one only."""
         rows = self._db.query(
             "SELECT * FROM measurements WHERE variant_key = ? AND protocol_fingerprint = ? ORDER BY id",
             (variant_key, protocol_fingerprint),
@@ -104,6 +107,7 @@ class Results:
                 row["created_at"],
             )
             for row in rows
+            if row["kind"] != "quality" or reference_key in (None, row["reference_key"])
         }
 
     def save_pull(self, repo_id: str, num: int, *, key: str, status: str, url: str | None, now: float) -> None:
@@ -154,6 +158,22 @@ class Results:
         for row in self._db.query("SELECT value FROM keyed WHERE name = ?", (name,)):
             return str(row["value"])
         return None
+
+    def take_lease(self, name: str, owner: str, *, now: float, lease: float) -> bool:
+        """Take or prolong a named lease that one process at a time may hold; False while another one holds it."""
+        with immediate(self._db):
+            held = json.loads(self.get(f"lease:{name}") or "null")
+            if held and held["owner"] != owner and held["until"] > now:
+                return False
+            self.put(f"lease:{name}", json.dumps({"owner": owner, "until": now + lease}))
+            return True
+
+    def drop_lease(self, name: str, owner: str) -> None:
+        """Give a named lease back, if it is still ours."""
+        with immediate(self._db):
+            held = json.loads(self.get(f"lease:{name}") or "null")
+            if held and held["owner"] == owner:
+                self._db.conn.execute("DELETE FROM keyed WHERE name = ?", (f"lease:{name}",))
 
     def put(self, name: str, value: str) -> None:
         """Remember a small value."""

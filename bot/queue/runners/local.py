@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -24,6 +26,16 @@ _KEEP_PREFIXES = ("CUDA_", "GGML_", "OMP_", "HIP_", "ROCR_", "NVIDIA_")
 #: A longer line is not one of our events.
 _MAX_LINE = 16 << 20
 _TAIL = 20
+#: An error's sentence is cut here: it may be a stranger's.
+_MAX_MESSAGE = 500
+
+
+class Stop(Protocol):
+    """Says whether a running job is to end early; a :class:`threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        ...
 
 
 class JobStopped(Exception):
@@ -41,7 +53,7 @@ def run_job(
     *,
     timeout: float,
     on_progress: Callable[[ProgressEvent], None] | None = None,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
 ) -> Result:
     """Run one job to its end.
 
@@ -57,7 +69,8 @@ def run_job(
     """
     with tempfile.TemporaryDirectory(prefix="quantcard-job-") as home:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.run", "--die-with-parent"],
+            # -P: a folder called "jobs" where the operator happens to stand is not ours.
+            [sys.executable, "-P", "-m", "jobs.run", "--die-with-parent"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,14 +106,13 @@ class _Ended:
         self.reason: str | None = None
 
 
-def _watch(process: subprocess.Popen[bytes], timeout: float, stop: threading.Event | None, ended: _Ended) -> None:
+def _watch(process: subprocess.Popen[bytes], timeout: float, stop: Stop | None, ended: _Ended) -> None:
     """End the process at its time limit or when we are asked to stop."""
-    waited = 0.0
+    started = time.monotonic()
     while not ended.done.wait(0.1):
-        waited += 0.1
         if stop is not None and stop.is_set():
             ended.reason = "stopped"
-        elif waited > timeout:
+        elif time.monotonic() - started > timeout:
             ended.reason = f"it took longer than {timeout:.0f} s"
         if ended.reason:
             _kill(process)
@@ -149,7 +161,7 @@ def _outcome(last: ErrorEvent | ResultEvent | None, code: int, reason: str | Non
 
 
 def _rebuilt(event: ErrorEvent) -> QuantcardError:
-    return by_name(event.type)(event.message)
+    return by_name(event.type)(" ".join(event.message[: 4 * _MAX_MESSAGE].split())[:_MAX_MESSAGE])
 
 
 def _drain(pipe: object, tail: deque[str]) -> None:
