@@ -72,11 +72,11 @@ def compare(which: str, folder: Path) -> tuple[int, int]:
         found = list(differences(result.model_dump(), theirs))
         same = sum(units < 0.01 for *_, units in found)
         equal, total = equal + same, total + len(found)
-        r = result
+        r, kld = result, theirs["kld"]
         print(
             f"| {name} | {r.ppl.value:.6f} / {theirs['ppl']['value']:.6f} | {r.ppl_base.value:.6f} / "
-            f"{theirs['ppl_base']['value']:.6f} | {r.kld.mean:.6f} ± {r.kld.stderr:.6f} / {theirs['kld']['mean']:.6f} ± "
-            f"{theirs['kld']['stderr']:.6f} | {r.kld.p99_9:.6f} / {theirs['kld']['p99_9']:.6f} | "
+            f"{theirs['ppl_base']['value']:.6f} | {r.kld.mean:.6f} ± {r.kld.stderr:.6f} / {kld['mean']:.6f} ± "
+            f"{kld['stderr']:.6f} | {r.kld.p99_9:.6f} / {kld['p99_9']:.6f} | "
             f"{100 * r.same_top.value:.3f} / {100 * theirs['same_top']['value']:.3f} | {same} of {len(found)} |",
             flush=True,
         )
