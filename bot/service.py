@@ -25,6 +25,7 @@ from bot.leaderboard import results_of
 from bot.progress import Bars, say
 from bot.settings import Settings
 from bot.store import Store
+from core.dataset import RequestAck
 from core.errors import QuantcardError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -204,11 +205,17 @@ class Service:
         from space.look import look
 
         settings = self.settings
+
+        def take(repo: str, person: str | None) -> RequestAck:
+            ack = submit(settings.db, repo, person, clock=SystemClock(), per_hour=settings.requests_per_hour)
+            if ack.accepted:
+                # Whoever asks should see it in the queue at once, not after the next timer.
+                self.wake.set()
+            return ack
+
         blocks = build(
             self.results,
-            submit=lambda repo, person: submit(
-                settings.db, repo, person, clock=SystemClock(), per_hour=settings.requests_per_hour
-            ),
+            submit=take,
             queue=lambda: queue_rows(settings.db),
         )
         gradio.mount_gradio_app(

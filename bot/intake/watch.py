@@ -157,7 +157,8 @@ def look(store: Store, hub: HubDoor, summary: RepoSummary, *, source: str, now: 
         before = known.get((variant.name, variant.key))
         if before and before.inspection:
             found.append((variant, before.inspection, before.note))
-        else:
+            continue
+        with suppress(_NotAModelError):
             found.append((variant, *_inspect(hub, summary.id, revision, variant)))
     card = b""
     if "README.md" in paths:
@@ -189,12 +190,18 @@ def look(store: Store, hub: HubDoor, summary: RepoSummary, *, source: str, now: 
     save(sha)
 
 
+class _NotAModelError(Exception):
+    """The header says that the file is a projector, an importance matrix or an adapter, whatever its name says."""
+
+
 def _inspect(hub: HubDoor, repo_id: str, revision: str, variant: VariantFiles) -> tuple[Inspection | None, str | None]:
     """The audit of a variant from ranged reads of its headers, or None with the reason."""
     if any(file.sha256 is None for file in variant.files):
         return None, "It is not stored in LFS, so it has no sha256 to be known by."
     try:
         headers = [remote_header(hub, repo_id, file, revision=revision) for file in variant.files]
+        if headers[0].kv.get("general.type", "model") != "model":
+            raise _NotAModelError
         found = inspect(headers, size_bytes=variant.size_bytes, name=variant.name, shards_expected=variant.n_shards)
     except GGUFError as error:
         return None, str(error)

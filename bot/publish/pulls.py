@@ -114,6 +114,9 @@ def publish_repo(
     key = figures_key(rows)
     main = hub.read(repo.id, CARD, revision="main", limit=CARD_LIMIT)
     text = _text(main)
+    if _not_utf8(text):
+        # The client decodes a card before it commits it, and the Hub shows such a card damaged anyway.
+        return Outcome(repo.id, Decision("nothing", "The card is not UTF-8; once it is, it gets its section."))
     try:
         section = cards.find(text)
     except cards.CardError as error:
@@ -206,6 +209,10 @@ def _foreign(pull: HubPull, hub: HubDoor) -> bool:
 def _text(data: bytes | None) -> str:
     """A card's text; undecodable bytes come back the same on encoding."""
     return (data or b"").decode("utf-8", "surrogateescape")
+
+
+def _not_utf8(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _url(hub: HubDoor, repo_id: str, num: int | None) -> str | None:

@@ -77,10 +77,11 @@ def settled(store: Store, seen: View, protocol: Protocol, repo_id: str) -> bool:
 
 
 def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: Protocol) -> DatasetRow:
-    measured = store.results.measurements(variant.key, protocol.fingerprint)
+    reference = choice.reference
+    against = reference.key if reference else None
+    measured = store.results.measurements(variant.key, protocol.fingerprint, reference_key=against)
     quality = measured.get("quality")
     speed = measured.get("speed")
-    reference = choice.reference
     if quality and choice is not _WHATEVER_IT_WAS and (reference is None or quality.reference_key != reference.key):
         quality = None
     jobs = {job.kind: job for job in store.jobs.by_keys([j.key for j in jobs_for(variant, choice, protocol)]).values()}
@@ -91,7 +92,11 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
     first = q or s
     environment = first.environment if first else None
     base = store.results.baseline(reference.key, protocol.fingerprint) if reference else None
-    floor = store.results.measurements(reference.key, protocol.fingerprint).get("quality") if reference else None
+    floor = (
+        store.results.measurements(reference.key, protocol.fingerprint, reference_key=against).get("quality")
+        if reference
+        else None
+    )
     times = [m.created_at for m in (quality, speed) if m]
     row = DatasetRow(
         id=fingerprint([repo.id, variant.key, protocol.fingerprint])[:16],

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+from gguf import GGUFWriter
 from huggingface_hub import HfApi
 
 from bot.clock import SystemClock
@@ -75,6 +77,19 @@ def with_nan(source: Path, name: str) -> Path:
     with path.open("r+b") as file:
         file.seek(header.data_start + head.offset)
         file.write(b"\x00\x7e" if head.type_name == "Q8_0" else b"\xff" * 512)
+    return path
+
+
+def imatrix(name: str) -> Path:
+    """An importance matrix by its header, whatever its name."""
+    path = _folder() / name
+    writer = GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    writer.add_tensor("blk.0.attn_q.weight.in_sum2", np.ones((1, 4096), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 

@@ -20,6 +20,7 @@ from bot_helpers import (
     UP,
     UP_TOKEN,
     World,
+    imatrix,
     other_vocabulary,
     quant,
     with_nan,
@@ -182,6 +183,7 @@ def test_what_is_no_model_is_left_out_and_what_is_broken_fails_with_its_reason(w
             "demo-Q4_K_M.gguf": nan,
             "demo-Q5_K_M.gguf": foreign,
             "demo-Q4_0-00001-of-00002.gguf": F16,
+            "demo-Q4_1.gguf": imatrix("misnamed.gguf"),
         }
     )
     world.follow()
@@ -217,14 +219,15 @@ def test_without_a_reference_only_speed_is_told_until_a_trusted_owner_has_one(wo
     assert row.kld_mean is not None
 
 
-def test_a_card_that_is_no_utf8_is_an_error_of_that_repo_alone(world: World) -> None:
+def test_a_card_that_is_no_utf8_is_left_alone_and_the_reason_said(world: World) -> None:
     other = f"{UP}/other-GGUF"
     world.usual(card=CARD.encode() + b"\xff\n")
     world.usual(other)
     world.follow(consented=True)
     report = world.cycle()
     assert len(world.pulls(other)) == 1 and world.pulls() == []
-    assert [what for what, _ in report.errors] in ([REPO], [])
+    assert not report.errors
+    assert any(o.repo_id == REPO and "not UTF-8" in o.decision.reason for o in report.outcomes)
 
 
 def test_split_shards_are_one_variant(world: World) -> None:
