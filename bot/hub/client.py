@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_url, set_client_factory
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url, set_client_factory
 from huggingface_hub.community import DiscussionComment
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -29,7 +31,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile as TreeFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status, httpx
 from huggingface_hub.utils._http import default_client_factory
 
 from bot.hub.door import Committed, FileTooLargeError, HubPull, RepoSummary
@@ -65,6 +67,18 @@ _DISK = frozenset(
 
 _factory_lock = threading.Lock()
 _factory_set = False
+
+
+def _settle_client(endpoint: str) -> None:
+    """Switch off what does not fit us: its progress bars, and Xet where the Hub is not Hugging Face's own.
+
+    Where Xet is on, an upload to a Hub without it fails; the client does not fall back to LFS by itself.
+    """
+    disable_progress_bars()
+    host = urlsplit(endpoint).hostname or ""
+    own = host in ("huggingface.co", "hf.co") or host.endswith((".huggingface.co", ".hf.co"))
+    if not own and "HF_HUB_DISABLE_XET" not in os.environ:
+        constants.HF_HUB_DISABLE_XET = True
 
 
 def _install_timeouts() -> None:
@@ -146,8 +160,9 @@ class Hub:
     dry_run = False
 
     def __init__(self, *, endpoint: str, token: str | None) -> None:
-        _install_timeouts()
         self.endpoint = endpoint.rstrip("/")
+        _install_timeouts()
+        _settle_client(self.endpoint)
         # False, not None: without a token of ours, a login stored on this machine must not be used instead.
         self._token: str | bool = token or False
         self._api = HfApi(endpoint=self.endpoint, token=self._token, library_name="quantcard")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sqlite3
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+#: As on a user's machine: nothing is set, Xet neither.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "QUANTCARD_"))}
+
 
 def demo(folder: Path, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -21,6 +25,7 @@ def demo(folder: Path, *arguments: str, timeout: float = 200) -> subprocess.Comp
         text=True,
         timeout=timeout,
         check=False,
+        env=ENVIRONMENT,
     )
 
 
@@ -65,6 +70,7 @@ def test_the_demo_keeps_serving_until_it_is_told_to_end(first: subprocess.Comple
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=ENVIRONMENT,
     )
     try:
         assert process.stdout is not None

@@ -34,8 +34,9 @@ class Setting:
             "QUANTCARD_CHUNKS": "2",
             "QUANTCARD_REPETITIONS": "1",
             "QUANTCARD_DATASET": "bot/results",
-            "HF_HUB_DISABLE_XET": "1",
         }
+        # Nobody should have to know of Xet: the client's own default is on.
+        self.environment.pop("HF_HUB_DISABLE_XET", None)
 
     def quantcard(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
