@@ -32,7 +32,11 @@ def test_every_printed_figure(shared: Path, name: str) -> None:
     assert result.n_chunks == expected["n_chunks"]
     found = list(differences(result.model_dump(), expected))
     assert len(found) == 41
-    assert not {field: (ours, theirs) for field, ours, theirs, units in found if units > 0.01}
+    # On the machine this was written on all are equal. Another CPU's exp may put a value that lies on the edge between
+    # two printed digits on the other side: one of 41, by one unit of its last digit, is not a different figure.
+    off = {field: (ours, theirs, units) for field, ours, theirs, units in found if units > 0.01}
+    assert len(off) <= 1, off
+    assert max(units for *_, units in found) < 1, off
 
 
 @pytest.mark.parametrize("family", FAMILIES)
