@@ -60,6 +60,7 @@ class Cycle:
         tell_job: called with every job event.
         tell: called with a sentence at every step.
         stop: when set, the cycle ends after putting the running job back.
+        pause: asked between jobs; true ends the work step early, for polling and publishing what is done.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Cycle:
         tell_job: Callable[[JobEvent], None],
         tell: Callable[[str], None],
         stop: threading.Event,
+        pause: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._pause = pause
         self.store, self.hub, self.settings, self.clock = store, hub, settings, clock
         self._tell_job, self._tell, self.stop = tell_job, tell, stop
         self.protocol = settings.protocol()
@@ -95,6 +98,8 @@ class Cycle:
         self._tell("Looking for new and changed GGUFs …")
         report = poll(self.store, self.hub, now=self.clock.now(), stop=self.stop)
         self._tell(f"{report.seen} repos seen, {len(report.changed)} new or changed.")
+        if not report.seen and not report.errors:
+            self._tell("Nobody who is followed has a public GGUF repo; 'quantcard follows' lists them.")
         return report
 
     def plan(self) -> int:
@@ -132,6 +137,8 @@ class Cycle:
         told: float | None = None
         while not self.stop.is_set() and hub_failures < _HUB_PATIENCE:
             if worker.run_one():
+                if self._pause():
+                    break
                 continue
             due = self.store.jobs.next_start()
             wait = (due or 0) - self.clock.now()
@@ -180,7 +187,9 @@ class Cycle:
                 told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
                 if not told or not settled(self.store, seen, self.protocol, repo.id):
                     continue
-                self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE)
+                if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE):
+                    self._tell("Publishing took so long that another quantcard took over; the rest is left to it.")
+                    return
                 error = self._guard(report, repo.id, partial(self._publish_repo, report, repo, rows))
                 if isinstance(error, HubUnreachableError | HubRateLimitError):
                     # The others would fare no better, and each would take its time.
@@ -212,6 +221,10 @@ class Cycle:
         except QuantcardError as error:
             report.errors.append((what, error))
             return error
+        except Exception as error:
+            # One repo's surprise must not keep the others from being published.
+            logger.exception("Publishing %s failed", what)
+            report.errors.append((what, QuantcardError(f"An internal error ({type(error).__name__}); see the log.")))
         return None
 
     def _note(self, report: CycleReport, what: str, error: QuantcardError) -> None:

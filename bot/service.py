@@ -240,7 +240,16 @@ class Service:
 
     def _cycle(self) -> None:
         with Store(self.settings.db) as store, Bars() as bars:
-            cycle = Cycle(store, self.hub, self.settings, SystemClock(), tell_job=bars.job, tell=say, stop=self.stop)
+            cycle = Cycle(
+                store,
+                self.hub,
+                self.settings,
+                SystemClock(),
+                tell_job=bars.job,
+                tell=say,
+                stop=self.stop,
+                pause=self.wake.is_set,
+            )
             report = cycle.run()
         self.last = {
             "cycles": self.last["cycles"] + 1,

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -22,12 +24,31 @@ from core.protocol import WIKITEXT2_TEST, Corpus, Protocol
 CONFIG_NAME = "quantcard.toml"
 
 
+class _Environment(EnvSettingsSource):
+    """The environment, where an empty value says 'none' if the setting may be empty, and counts as not given else."""
+
+    def __call__(self) -> dict[str, Any]:
+        given = super().__call__()
+        fields = self.settings_cls.model_fields
+        kept = {}
+        for name, value in given.items():
+            field = fields.get(name) or next((f for f in fields.values() if _aliased(f, name)), None)
+            if value != "" or field is None:
+                kept[name] = value
+            elif field.default in ("", None):
+                kept[name] = field.default
+        return kept
+
+
+def _aliased(field: FieldInfo, name: str) -> bool:
+    alias = field.validation_alias
+    return isinstance(alias, AliasChoices) and name in alias.choices
+
+
 class Settings(BaseSettings):
     """Everything an operator may set. Names in the environment are ``QUANTCARD_`` + the name in capitals."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="QUANTCARD_", env_ignore_empty=True, extra="forbid", populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="QUANTCARD_", extra="forbid", populate_by_name=True)
 
     db: Path = Field(default=Path("quantcard.db"), description="the database; everything else is beside it")
     data_dir: Path | None = Field(
@@ -46,7 +67,7 @@ class Settings(BaseSettings):
         description="the bot's token (read: poll and measure; write: pulls and the dataset)",
     )
     corpus: Path | None = Field(default=None, description="a text file in place of the protocol's corpus")
-    chunks: int = Field(default=-1, description="chunks measured; -1: all that the corpus holds")
+    chunks: int = Field(default=-1, ge=-1, description="chunks measured; -1: all that the corpus holds")
     n_ctx: int = Field(default=512, ge=8, description="tokens per chunk")
     repetitions: int = Field(default=5, ge=1, description="timed repetitions of each speed test")
     dataset: str = Field(default="", description="owner/name of the results dataset; empty: nothing is published")
@@ -81,7 +102,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags before the environment before quantcard.toml."""
         toml = TomlConfigSettingsSource(settings_cls, toml_file=os.environ.get("QUANTCARD_CONFIG", CONFIG_NAME))
-        return init_settings, env_settings, toml
+        return init_settings, _Environment(settings_cls), toml
+
+    @field_validator("chunks")
+    @classmethod
+    def _some_chunks(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("give at least 1, or -1 for all that the corpus holds")
+        return value
 
     @property
     def data(self) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
+import uuid
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -16,6 +18,9 @@ from bot.publish.pulls import preview, publish_repo
 from bot.publish.rows import current_rows, settled, view
 from bot.store import Store
 from core.errors import SettingsError
+
+#: Seconds for which nobody else publishes; longer than one repo takes.
+_LEASE = 180.0
 
 
 def card(
@@ -49,14 +54,25 @@ def card(
             raise SettingsError(f"{repo} is not followed, so no pull is opened. Run 'quantcard follow {repo}' first.")
         if not settled(store, seen, protocol, repo):
             raise SettingsError(f"Measurements of {repo} are still waiting. Run 'quantcard run --once' first.")
-        outcome = publish_repo(store, hub, settings, known, rows, now=SystemClock().now())
+        now, owner = SystemClock().now(), uuid.uuid4().hex
+        if not store.results.take_lease("publish", owner, now=now, lease=_LEASE):
+            raise SettingsError("Another quantcard publishes from this database just now. Try again in a minute.")
+        try:
+            outcome = publish_repo(store, hub, settings, known, rows, now=now)
+        finally:
+            store.results.drop_lease("publish", owner)
     say(outcome.decision.reason)
     if outcome.url:
         sys.stdout.write(outcome.url + "\n")
 
 
+def _lines(text: str) -> list[str]:
+    """Lines as git counts them: only LF ends one."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
 def _diff(before: str, after: str, repo: str) -> Iterator[str]:
     """A unified diff as git prints it."""
     names = f"{repo}/README.md (now)", f"{repo}/README.md (with quantcard's section)"
-    for line in difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), *names):
+    for line in difflib.unified_diff(_lines(before), _lines(after), *names):
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"

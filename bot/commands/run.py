@@ -35,7 +35,7 @@ def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
         verb = {"open": "opened", "update": "updated"}.get(outcome.decision.action)
         if verb and outcome.url:
             say(f"Pull {verb}: {outcome.url}")
-        elif verb is None:
+        elif verb is None and outcome.decision.reason:
             say(f"{outcome.repo_id}: {outcome.decision.reason}")
     if report.exported:
         say(f"Published the results to {settings.dataset}.")
@@ -53,8 +53,9 @@ def run(
         serve_with(settings)
         return
     report, rows = run_cycle(settings)
-    if rows:
-        out.print(rows_table(rows))
+    for repo_id in sorted({row.repo_id for row in rows}):
+        out.print(rows_table([row for row in rows if row.repo_id == repo_id], title=repo_id))
+        out.print()
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 

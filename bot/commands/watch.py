@@ -16,12 +16,12 @@ from bot.store import Store
 from bot.tables import out, rows_table
 from core.errors import SettingsError
 
-_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 NameArgument = Annotated[str, typer.Argument(help="An OWNER, or a single OWNER/REPO.")]
 
 
 def _checked(name: str) -> str:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise SettingsError(f"{name!r} is not an owner or a repo. Write OWNER or OWNER/REPO.")
     return name
 

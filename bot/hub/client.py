@@ -6,13 +6,13 @@ here; commits never are: after a lost response a second one would open a second 
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,28 +21,19 @@ from urllib.parse import urlsplit
 from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url, set_client_factory
 from huggingface_hub.community import DiscussionComment
 from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile as TreeFile
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status, httpx
 from huggingface_hub.utils._http import default_client_factory
 
 from bot.hub.door import Committed, FileTooLargeError, HubPull, RepoSummary
+from bot.hub.translate import translate
 from core.errors import (
     HubAuthError,
-    HubConflictError,
     HubError,
     HubNotFoundError,
-    HubRateLimitError,
     HubUnreachableError,
-    StorageError,
 )
 from core.gguf_files import RepoFile
 
@@ -57,13 +48,6 @@ _PAUSES = (1.0, 3.0)
 #: Seconds that one range may take in all; a server that drips bytes does not hold us longer.
 _RANGE_LIMIT_S = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: What goes wrong with a disk or a folder of ours; other system errors are the network's.
-_DISK = frozenset(
-    {
-        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-        errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.ENOENT,
-    }
-)  # fmt: skip
 
 _factory_lock = threading.Lock()
 _factory_set = False
@@ -75,6 +59,9 @@ def _settle_client(endpoint: str) -> None:
     Where Xet is on, an upload to a Hub without it fails; the client does not fall back to LFS by itself.
     """
     disable_progress_bars()
+    # What concerns people is in our own sentences; the client's asides are not for them.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")
     host = urlsplit(endpoint).hostname or ""
     own = host in ("huggingface.co", "hf.co") or host.endswith((".huggingface.co", ".hf.co"))
     if not own and "HF_HUB_DISABLE_XET" not in os.environ:
@@ -94,64 +81,6 @@ def _install_timeouts() -> None:
 
             set_client_factory(factory)
             _factory_set = True
-
-
-def translate(error: Exception, *, doing: str, endpoint: str) -> Exception:
-    """Our error for one of the client's, with a sentence that says what to do."""
-    if isinstance(error, HubError):
-        return error
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        # hf_hub_download hides what the Hub answered behind a guess about the connection.
-        return translate(error.__cause__, doing=doing, endpoint=endpoint)
-    if isinstance(error, HFValidationError):
-        return HubNotFoundError(f"The Hub can have nothing for {doing}: that is no name of a repo.")
-    if isinstance(error, GatedRepoError):
-        return HubAuthError(
-            f"The Hub refused {doing}: the repo is gated. Ask its owner for access with this token's user."
-        )
-    if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError) and not isinstance(
-        error, LocalEntryNotFoundError
-    ):
-        return HubNotFoundError(f"The Hub has nothing for {doing}: it is missing, or private to this token.")
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else 0
-        said = (error.server_message or "").strip().splitlines()
-        because = f" ({said[0][:200]})" if said else ""
-        if status == 401:
-            return HubAuthError(f"The Hub does not know this token for {doing}{because}. Set HF_TOKEN to a valid one.")
-        if status == 403:
-            return HubAuthError(
-                f"The Hub forbids {doing}{because}. Give HF_TOKEN write rights, or ask the repo's owner."
-            )
-        if status == 404:
-            return HubNotFoundError(
-                f"The Hub has nothing for {doing}{because}: it is missing, or private to this token."
-            )
-        if status == 429:
-            return HubRateLimitError(f"The Hub's rate limit stopped {doing}{because}. Try again in a few minutes.")
-        if status in (409, 412):
-            return HubConflictError(f"Somebody else changed the repo during {doing}{because}. Run it again.")
-        if status >= 500 or status == 408:
-            return HubUnreachableError(f"The Hub failed at {doing} (status {status}). Try again later.")
-        return HubError(f"The Hub refused {doing} (status {status}){because}.")
-    if isinstance(error, OfflineModeIsEnabled):
-        return HubUnreachableError(f"HF_HUB_OFFLINE is set, so {doing} can't be done. Unset it.")
-    if isinstance(error, OSError) and not isinstance(error, LocalEntryNotFoundError) and error.errno in _DISK:
-        return StorageError(
-            f"Could not write to disk during {doing}: {error.strerror}. Free some space and run it again."
-        )
-    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-        # The client checks some things itself, such as a card's metadata.
-        first = next((line for line in str(error).splitlines() if line.strip()), "")[:200]
-        return HubError(f"The Hub's client refused {doing} ({first}).")
-    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
-        return HubUnreachableError(
-            f"The answer of {endpoint} to {doing} is not the Hub's ({type(error).__name__}). Check HF_ENDPOINT, and "
-            "whether a proxy or a login page stands in between."
-        )
-    return HubUnreachableError(
-        f"The Hub at {endpoint} did not answer {doing} ({type(error).__name__}). Check HF_ENDPOINT and the network."
-    )
 
 
 class Hub:
@@ -299,6 +228,7 @@ class Hub:
             details.status,
             self._pull_url(repo_id, num),
             body=comments[0] if comments else "",
+            author=details.author,
             authors=authors,
         )
 
@@ -346,12 +276,23 @@ class Hub:
         except HubError as error:
             logger.info("%s", error)
 
+    def dataset_file(self, repo_id: str, path: str) -> bytes | None:
+        """A file of a dataset repo, or None if there is none."""
+        with tempfile.TemporaryDirectory(prefix="quantcard-dataset-") as folder:
+            try:
+                return self.download(
+                    repo_id, path, revision="main", folder=Path(folder), repo_type="dataset"
+                ).read_bytes()
+            except HubNotFoundError:
+                return None
+
     def publish_dataset(self, repo_id: str, *, files: dict[str, bytes], message: str) -> Committed:
         """Put files into a dataset repo in one commit, making the repo if need be."""
         self._ask(
             f"the dataset {repo_id}",
             lambda: self._api.create_repo(repo_id, repo_type="dataset", exist_ok=True),
         )
+        before = self._ask(f"the dataset {repo_id}", lambda: self._api.dataset_info(repo_id)).sha
         info = self._ask(
             f"a commit to the dataset {repo_id}",
             lambda: self._api.create_commit(
@@ -362,7 +303,7 @@ class Hub:
             ),
             again=False,
         )
-        return Committed(info.oid)
+        return Committed(info.oid, changed=info.oid != before)
 
     def _pull_url(self, repo_id: str, num: int) -> str:
         return f"{self.endpoint}/{repo_id}/discussions/{num}"

@@ -38,6 +38,7 @@ class HubPull:
     status: PullStatus
     url: str
     body: str = ""
+    author: str = ""
     authors: frozenset[str] = frozenset()
 
 
@@ -48,6 +49,7 @@ class Committed:
     oid: str
     num: int | None = None
     url: str | None = None
+    changed: bool = True
 
 
 class HubDoor(Protocol):
@@ -100,6 +102,10 @@ class HubDoor(Protocol):
 
     def update_pull(self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str) -> Committed:
         """Commit to a pull request of ours, and bring its first comment up to date where the Hub lets us."""
+        ...
+
+    def dataset_file(self, repo_id: str, path: str) -> bytes | None:
+        """A file of a dataset repo, or None if there is none."""
         ...
 
     def publish_dataset(self, repo_id: str, *, files: dict[str, bytes], message: str) -> Committed:

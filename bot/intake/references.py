@@ -71,7 +71,9 @@ def choose(
         repos: all repos by id.
         trusted: owners whose references serve other uploaders, besides the base model's own owner.
     """
-    candidates = [other for other in variants if unquantized_type(other) and same_model(other, variant)]
+    candidates = [
+        other for other in variants if other.note is None and unquantized_type(other) and same_model(other, variant)
+    ]
 
     def best(among: list[Variant]) -> Variant | None:
         order = {kind: rank for rank, kind in enumerate(UNQUANTIZED)}

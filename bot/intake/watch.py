@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,9 @@ from core.gguf_files import RepoFile, VariantFiles, group_variants
 from core.gguf_header import GGUFHeader, read_header
 
 logger = logging.getLogger(__name__)
+
+#: A GGUF outside LFS is read whole to know it by its sha256, up to this size.
+_INLINE_LIMIT = 64 << 20
 
 #: Tensors of unknown types can claim any number of elements; no model has more than this.
 _MAX_PARAMS = 10**15
@@ -153,7 +157,7 @@ def look(store: Store, hub: HubDoor, summary: RepoSummary, *, source: str, now: 
         for variant in store.repos.variants(summary.id, states=("current", "stale", "removed"))
     }
     found: list[tuple[VariantFiles, Inspection | None, str | None]] = []
-    for variant in group_variants(files):
+    for variant in group_variants(_identified(hub, summary.id, revision, files)):
         before = known.get((variant.name, variant.key))
         if before and before.inspection:
             found.append((variant, before.inspection, before.note))
@@ -188,6 +192,18 @@ def look(store: Store, hub: HubDoor, summary: RepoSummary, *, source: str, now: 
     save(None)
     store.repos.save_variants(summary.id, found, revision=revision, now=now)
     save(sha)
+
+
+def _identified(hub: HubDoor, repo_id: str, revision: str, files: list[RepoFile]) -> list[RepoFile]:
+    """The files, with the sha256 of small GGUFs that are not in LFS taken from their bytes."""
+    found = []
+    for file in files:
+        if file.sha256 is None and file.path.lower().endswith(".gguf") and file.size <= _INLINE_LIMIT:
+            data = hub.read(repo_id, file.path, revision=revision, limit=_INLINE_LIMIT)
+            if data is not None:
+                file = RepoFile(file.path, file.size, hashlib.sha256(data).hexdigest())
+        found.append(file)
+    return found
 
 
 class _NotAModelError(Exception):

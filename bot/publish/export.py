@@ -10,12 +10,14 @@ from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from bot.hub.door import HubDoor
 from bot.publish.render import render_dataset_card
 from bot.store import Store
 from core.canonical import write_atomic
 from core.dataset import MEASUREMENTS_PATH, DatasetRow
+from core.errors import HubError
 
 _TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
@@ -51,6 +53,30 @@ def local_path(data: Path) -> Path:
     return data / "export" / MEASUREMENTS_PATH
 
 
+def parquet_rows(content: bytes) -> list[DatasetRow]:
+    """The rows of a parquet file of ours; columns that this version does not know are left out.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(content))
+        known = [name for name in table.column_names if name in DatasetRow.model_fields]
+        return [DatasetRow.model_validate(row) for row in table.select(known).to_pylist()]
+    except (pa.ArrowException, ValidationError) as error:
+        raise ValueError(f"not a results file ({type(error).__name__})") from error
+
+
+def merged(ours: Sequence[DatasetRow], published: Sequence[DatasetRow]) -> list[DatasetRow]:
+    """Our rows, and the published ones that we know nothing about: other repos', other protocols'.
+
+    A new database, or another corpus for a day, must not wipe out what was published before.
+    """
+    told = {(row.repo_id, row.protocol_fingerprint) for row in ours}
+    kept = [row for row in published if (row.repo_id, row.protocol_fingerprint) not in told]
+    return [*ours, *kept]
+
+
 def export(store: Store, hub: HubDoor | None, rows: Sequence[DatasetRow], *, data: Path, dataset: str) -> bool:
     """Write the local copy and, where ``dataset`` and ``hub`` are given, commit to the Hub if anything changed.
 
@@ -63,18 +89,31 @@ def export(store: Store, hub: HubDoor | None, rows: Sequence[DatasetRow], *, dat
     path = local_path(data)
     if not path.exists() or path.read_bytes() != content:
         write_atomic(path, content)
-    if not dataset or hub is None:
+    if not dataset or hub is None or not rows:
         return False
     digest = hashlib.sha256(content).hexdigest()
     name = f"exported:{hub.endpoint}:{dataset}"
     if store.results.get(name) == digest:
         return False
-    measured = sum(row.state == "measured" for row in rows)
-    hub.publish_dataset(
+    published = hub.dataset_file(dataset, MEASUREMENTS_PATH)
+    everything = list(rows)
+    if published is not None:
+        try:
+            everything = merged(rows, parquet_rows(published))
+        except ValueError as error:
+            raise HubError(
+                f"{MEASUREMENTS_PATH} of the dataset {dataset} is {error}; it is left alone. "
+                "Name another dataset, or remove that file."
+            ) from error
+    measured = sum(row.state == "measured" for row in everything)
+    done = hub.publish_dataset(
         dataset,
-        files={MEASUREMENTS_PATH: content, "README.md": render_dataset_card(len(rows)).encode()},
+        files={
+            MEASUREMENTS_PATH: parquet_bytes(everything),
+            "README.md": render_dataset_card(len(everything)).encode(),
+        },
         message=f"{measured} measured variants",
     )
     if not hub.dry_run:
         store.results.put(name, digest)
-    return True
+    return done.changed

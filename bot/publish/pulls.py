@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bot.hub.door import HubDoor, HubPull
+from bot.hub.door import FileTooLargeError, HubDoor, HubPull
+from bot.intake.card_meta import CARD_LIMIT
 from bot.publish import card as cards
 from bot.publish.render import render_pull_body, render_section
 from bot.publish.rows import figures_key
@@ -20,7 +21,7 @@ from core.errors import HubNotFoundError
 
 _MARKER = re.compile(r"<!-- quantcard:pull key=([0-9a-f]{6,64}) -->")
 CARD = "README.md"
-CARD_LIMIT = 8 << 20
+TITLE = "[bot] quantcard: measured quality and speed of these GGUF files"
 _HOUR = 3600.0
 
 
@@ -75,7 +76,7 @@ def decide(
     merged = max((p.num for p in pulls if p.status == "merged"), default=0)
     closed = max((p.num for p in pulls if p.status == "closed"), default=0)
     if closed > merged:
-        return Decision("nothing", f"Pull {closed} was closed: the repo is left alone until its owner asks.", closed)
+        return Decision("nothing", f"Pull {closed} was closed: the repo is left alone unless it is reopened.", closed)
     if any(p.status == "merged" and p.key == key for p in pulls):
         return Decision("nothing", "These figures were merged before and have since been taken off the card.")
     if not consented and owner_pulls and not any(p.status == "merged" for p in owner_pulls):
@@ -110,16 +111,16 @@ def publish_repo(
     told = sum((row.kld_mean is not None or row.tg_ts is not None) and not row.is_reference for row in rows)
     if not told:
         return Outcome(repo.id, Decision("nothing", "None of its quantized files could be measured."))
+    if reason := _no_quality(rows):
+        return Outcome(repo.id, Decision("wait", f"No quality figure yet: {reason}"))
     follow = store.repos.follow_of(repo.id)
     key = figures_key(rows)
-    main = hub.read(repo.id, CARD, revision="main", limit=CARD_LIMIT)
-    text = _text(main)
-    if _not_utf8(text):
-        # The client decodes a card before it commits it, and the Hub shows such a card damaged anyway.
-        return Outcome(repo.id, Decision("nothing", "The card is not UTF-8; once it is, it gets its section."))
+    # Read and committed at one commit: what its owner pushes meanwhile is merged by the Hub, not undone by us.
+    parent = hub.repo(repo.id).sha
     try:
+        text = _card_text(hub, repo.id, revision=parent or "main")
         section = cards.find(text)
-    except cards.CardError as error:
+    except (cards.CardError, FileTooLargeError) as error:
         return Outcome(repo.id, Decision("nothing", str(error)))
     pulls = known_pulls(store, hub, repo.id, now=now)
     owned = [pull for pull in store.results.pulls() if pull.repo_id.split("/")[0] == repo.owner]
@@ -140,12 +141,11 @@ def publish_repo(
     )
     new = cards.splice(text, body, key=key, position=str(repo.config.get("position", "end")))
     data = new.encode("utf-8", "surrogateescape")
-    title = f"[bot] quantcard: quality and speed of {told} GGUF file{'s' if told != 1 else ''}"
     comment = render_pull_body(rows, key=key, endpoint=hub.endpoint, leaderboard_url=settings.leaderboard_url)
     if decision.action == "update":
         assert decision.num is not None
-        return _update(store, hub, repo.id, decision, data, title=title, comment=comment, key=key, now=now)
-    done = hub.open_pull(repo.id, files={CARD: data}, title=title, body=comment, parent=None)
+        return _update(store, hub, repo.id, decision, main=text, data=data, comment=comment, key=key, now=now)
+    done = hub.open_pull(repo.id, files={CARD: data}, title=TITLE, body=comment, parent=parent)
     if done.num is not None:
         store.results.save_pull(repo.id, done.num, key=key, status="open", url=done.url, now=now)
     return Outcome(repo.id, decision, done.url)
@@ -156,9 +156,9 @@ def _update(
     hub: HubDoor,
     repo_id: str,
     decision: Decision,
-    data: bytes,
     *,
-    title: str,
+    main: str,
+    data: bytes,
     comment: str,
     key: str,
     now: float,
@@ -166,13 +166,34 @@ def _update(
     """Put the new card on the pull's own ref, unless it is there already."""
     num = decision.num or 0
     url = _url(hub, repo_id, num)
-    if hub.read(repo_id, CARD, revision=f"refs/pr/{num}", limit=CARD_LIMIT) == data:
-        store.results.save_pull(repo_id, num, key=key, status="open", url=None, now=now)
+    if _says(_text(hub.read(repo_id, CARD, revision=f"refs/pr/{num}", limit=CARD_LIMIT)), key=key, main=main):
+        store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)
         return Outcome(repo_id, Decision("nothing", f"Pull {num} has these figures.", num), url)
-    hub.update_pull(repo_id, num, files={CARD: data}, title=title, body=comment)
-    if not hub.dry_run:
-        store.results.save_pull(repo_id, num, key=key, status="open", url=None, now=now)
+    hub.update_pull(repo_id, num, files={CARD: data}, title=TITLE, body=comment)
+    if hub.dry_run:
+        return Outcome(repo_id, decision)
+    store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)
     return Outcome(repo_id, decision, url)
+
+
+def _says(card: str, *, key: str, main: str) -> bool:
+    """Whether a pull's card tells these figures and is main's card otherwise; wording alone is no reason to commit."""
+    try:
+        found = cards.find(card)
+        return found is not None and found.key == key and cards.remove(card) == cards.remove(main)
+    except cards.CardError:
+        return False
+
+
+def _no_quality(rows: list[DatasetRow]) -> str | None:
+    """Why there is a reference but no quality figure; None when there is one, or can be none.
+
+    A card is not the place for a corpus that is too short or a baseline that could not be recorded.
+    """
+    quants = [row for row in rows if not row.is_reference]
+    if not any(row.reference_key for row in quants) or any(row.kld_mean is not None for row in quants):
+        return None
+    return next((row.reason for row in quants if row.reason), "its measurements have not ended")
 
 
 def known_pulls(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> list[PullView]:
@@ -198,12 +219,20 @@ def known_pulls(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> list
         views.append(view)
         if not known or known.status != view.status:
             store.results.save_pull(repo_id, view.num, key=view.key, status=view.status, url=found.url, now=now)
+    # Pulls that we know of and the list lacks, opened under another account of ours, say: a no is a no all the same.
+    for num in stored.keys() - {view.num for view in views}:
+        try:
+            whole = hub.pull(repo_id, num)
+        except HubNotFoundError:
+            continue
+        views.append(PullView(num, whole.status, stored[num].key, _foreign(whole, hub)))
+        store.results.save_pull(repo_id, num, key=stored[num].key, status=whole.status, url=whole.url, now=now)
     return views
 
 
 def _foreign(pull: HubPull, hub: HubDoor) -> bool:
     """Whether somebody besides us committed to the pull."""
-    return bool(pull.authors - {hub.whoami()})
+    return bool(pull.authors - {hub.whoami(), pull.author})
 
 
 def _text(data: bytes | None) -> str:
@@ -211,8 +240,17 @@ def _text(data: bytes | None) -> str:
     return (data or b"").decode("utf-8", "surrogateescape")
 
 
-def _not_utf8(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
+def _card_text(hub: HubDoor, repo_id: str, *, revision: str) -> str:
+    """The card's text; empty when there is no card.
+
+    Raises:
+        CardError: it is not UTF-8; the client decodes cards, and the Hub shows such a one damaged anyway.
+        FileTooLargeError: nobody reads a card of that size.
+    """
+    text = _text(hub.read(repo_id, CARD, revision=revision, limit=CARD_LIMIT))
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise cards.CardError("The card is not UTF-8; once it is, it gets its section.")
+    return text
 
 
 def _url(hub: HubDoor, repo_id: str, num: int | None) -> str | None:
@@ -226,10 +264,7 @@ def preview(hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]
         HubError: the card can't be read.
         CardError: its markers are damaged.
     """
-    try:
-        text = _text(hub.read(repo.id, CARD, revision="main", limit=CARD_LIMIT))
-    except HubNotFoundError:
-        text = ""
+    text = _card_text(hub, repo.id, revision="main")
     body = render_section(
         rows, endpoint=hub.endpoint, project_url=settings.project_url, leaderboard_url=settings.leaderboard_url
     )

@@ -93,8 +93,9 @@ class Repos:
 
     def follow_of(self, repo_id: str) -> Follow | None:
         """The follow that covers a repo: its own before its owner's."""
-        by_name = {follow.name: follow for follow in self.follows()}
-        return by_name.get(repo_id) or by_name.get(repo_id.split("/")[0])
+        # The Hub takes a name in either case.
+        by_name = {follow.name.lower(): follow for follow in self.follows()}
+        return by_name.get(repo_id.lower()) or by_name.get(repo_id.lower().split("/")[0])
 
     def repo(self, repo_id: str) -> Repo | None:
         """A repo looked into before, or None."""

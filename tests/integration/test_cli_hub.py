@@ -162,6 +162,19 @@ def test_settings_rise_from_file_to_environment_to_flags(setting: Setting, tmp_p
     assert (tmp_path / "env.db").exists()
     assert setting.quantcard("follow", "three", "--db", str(tmp_path / "flag.db"), **by_env).returncode == 0
     assert (tmp_path / "flag.db").exists()
+    config.write_text('dataset = "bot/other"\n')
+    show = "from bot.settings import load_settings as s; print(repr(s().dataset), s().db, s().hf_token)"
+    for given, found in (
+        ({"QUANTCARD_DATASET": "", "HF_TOKEN": ""}, "'' quantcard.db None"),
+        ({}, "'bot/other' x.db hf"),
+    ):
+        environment = {"QUANTCARD_CONFIG": str(config), **({"QUANTCARD_DB": ""} if given else {"QUANTCARD_DB": "x.db"})}
+        environment |= given or {"HF_TOKEN": "hf"}
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "QUANTCARD_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", show], capture_output=True, text=True, check=True, env={**plain, **environment}
+        )
+        assert done.stdout.strip() == found
     config.write_text("dbb = 1\n")
     wrong = setting.quantcard("follows", **clean)
     assert wrong.returncode == 2 and "dbb" in wrong.stderr

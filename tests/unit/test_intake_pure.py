@@ -19,7 +19,7 @@ from huggingface_hub.utils import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.hub.client import translate
+from bot.hub.translate import translate
 from bot.intake.card_meta import base_model_of, front_matter, parse_config
 from bot.intake.references import Choice, choose
 from bot.intake.requests import parse_repo_id
