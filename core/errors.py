@@ -106,10 +106,6 @@ class StorageError(QuantcardError):
     retryable = True
 
 
-class LeaseLostError(JobError):
-    """Another worker has taken the job over; what this one measured is not written."""
-
-
 def by_name(name: str) -> type[QuantcardError]:
     """The error type called ``name``, or :class:`JobError` where there is none (an older or newer job)."""
     found = globals().get(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from bot.hub.client import Hub
 from bot.hub.dry_run import DryRunHub
@@ -70,7 +71,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run_with_bar(spec: object, title: str, *, timeout: float = 7 * 24 * 3600.0) -> Result:
+def run_with_bar(spec: BaseModel, title: str, *, timeout: float = 7 * 24 * 3600.0) -> Result:
     """Run one job in its own process with a progress bar on stderr.
 
     Raises:

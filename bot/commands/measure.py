@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bot.commands.common import GpuLayersOption, JsonOption, ThreadsOption, machine, numbers, print_json, run_with_bar
+from bot.progress import say
 from bot.tables import out, quality_table, speed_table
 from core.contract import QualityResult, QualitySpec, SpeedResult, SpeedSpec
 
@@ -47,6 +48,8 @@ def quality(
     )
     result = run_with_bar(spec, f"quality  {model.name}")
     assert isinstance(result, QualityResult)
+    if chunks > result.n_chunks:
+        say(f"The baseline holds {result.n_chunks} chunks, so that many were measured.")
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:

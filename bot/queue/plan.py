@@ -10,7 +10,7 @@ from bot.store.repos import Variant
 from core.canonical import fingerprint
 from core.protocol import Protocol
 
-#: A requested repo before back-fill, a baseline before what waits for it.
+#: A baseline before what waits for it, quality before speed.
 PRIORITY = {"baseline": 2, "quality": 1, "speed": 0}
 
 

@@ -155,24 +155,17 @@ class Jobs:
             )
             return cursor.rowcount > 0
 
-    def owned(self, job_id: int, worker: str) -> bool:
-        """Whether the job is still this worker's to finish."""
-        rows = self._db.query(
-            "SELECT 1 FROM jobs WHERE id = ? AND lease_owner = ? AND state = 'running'", (job_id, worker)
-        )
-        return any(True for _ in rows)
-
     def finish(self, job_id: int, worker: str, *, now: float) -> bool:
         """Mark done; False (and nothing changes) if the job is no longer this worker's."""
         return self._leave(job_id, worker, "done", None, now)
 
-    def release(self, job_id: int, worker: str, *, reason: str, now: float, delay: float = 0.0) -> bool:
-        """Put an interrupted job back as if it had not been started; it may start again after ``delay`` seconds."""
+    def release(self, job_id: int, worker: str, *, reason: str, now: float) -> bool:
+        """Put an interrupted job back as if it had not been started."""
         with immediate(self._db):
             if not self._leave(job_id, worker, "todo", reason, now):
                 return False
             self._db.conn.execute(
-                "UPDATE jobs SET attempts = MAX(attempts - 1, 0), not_before = ? WHERE id = ?", (now + delay, job_id)
+                "UPDATE jobs SET attempts = MAX(attempts - 1, 0), not_before = ? WHERE id = ?", (now, job_id)
             )
             return True
 

@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import IO, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from core.contract import ErrorEvent, ProgressEvent, Result, ResultEvent, event_adapter
 from core.errors import JobProtocolError, MeasurementDiedError, QuantcardError, by_name
@@ -49,7 +49,7 @@ def scrubbed_environment(home: str) -> dict[str, str]:
 
 
 def run_job(
-    spec: object,
+    spec: BaseModel,
     *,
     timeout: float,
     on_progress: Callable[[ProgressEvent], None] | None = None,
@@ -120,13 +120,13 @@ def _watch(process: subprocess.Popen[bytes], timeout: float, stop: Stop | None, 
 
 
 def _converse(
-    process: subprocess.Popen[bytes], spec: object, on_progress: Callable[[ProgressEvent], None] | None
+    process: subprocess.Popen[bytes], spec: BaseModel, on_progress: Callable[[ProgressEvent], None] | None
 ) -> ErrorEvent | ResultEvent | None:
     """Hand over the spec and read events; the last error or result is the outcome."""
     assert process.stdin is not None and process.stdout is not None
     last: ErrorEvent | ResultEvent | None = None
     try:
-        process.stdin.write(spec.model_dump_json().encode())  # type: ignore[attr-defined]
+        process.stdin.write(spec.model_dump_json().encode())
         process.stdin.close()
     except BrokenPipeError:
         return None
@@ -164,8 +164,8 @@ def _rebuilt(event: ErrorEvent) -> QuantcardError:
     return by_name(event.type)(" ".join(event.message[: 4 * _MAX_MESSAGE].split())[:_MAX_MESSAGE])
 
 
-def _drain(pipe: object, tail: deque[str]) -> None:
-    for line in iter(lambda: pipe.readline(8192), b""):  # type: ignore[attr-defined]
+def _drain(pipe: IO[bytes], tail: deque[str]) -> None:
+    for line in iter(lambda: pipe.readline(8192), b""):
         tail.append(line.decode("utf-8", errors="replace").rstrip())
 
 
