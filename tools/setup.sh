@@ -9,9 +9,9 @@ venv=.venv
 die() { echo "Error: $*" >&2; exit 1; }
 
 find_python() {
-  for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python; do
+  for name in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
     if command -v "$name" >/dev/null 2>&1 &&
-      "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1; then
+      "$name" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' >/dev/null 2>&1; then
       command -v "$name"
       return
     fi
@@ -20,7 +20,7 @@ find_python() {
 
 [ "$mode" = run ] || [ "$mode" = dev ] || die "tools/setup.sh takes 'run' or 'dev'."
 python=$(find_python)
-[ -n "$python" ] || die "Python 3.11, 3.12 or 3.13 is needed and was not found; install it (or set PYTHON=/path/to/python3)."
+[ -n "$python" ] || die "Python 3.11 or newer is needed and was not found; install it (or set PYTHON=/path/to/python3)."
 "$python" -c 'import venv, ensurepip' >/dev/null 2>&1 ||
   die "Python's venv module is missing; install it (Debian and Ubuntu: apt-get install python3-venv)."
 
