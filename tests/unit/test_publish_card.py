@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bot.publish import card
@@ -94,6 +94,7 @@ def test_any_text_is_a_card(text: str) -> None:
 
 @settings(max_examples=2500, deadline=None)
 @given(SEED, POSITION)
+@example(318333, "end")
 def test_any_card_is_either_damaged_or_gets_one_section(seed: int, position: str) -> None:
     text = some_card(seed, ours=True)
     try:
@@ -103,7 +104,13 @@ def test_any_card_is_either_damaged_or_gets_one_section(seed: int, position: str
             with pytest.raises(CardError):
                 act(text)
         return
-    once = card.splice(text, BODY, key="abc123", position=position)
+    try:
+        once = card.splice(text, BODY, key="abc123", position=position)
+    except CardError:
+        # A section with blank lines in it can end HTML that hid a fence, and so bring markers to light that were text
+        # (seed 318333): then there would be two sections, and nothing is written. Without such markers it must succeed.
+        assert text.count(card.BEGIN) + text.count(card.END) > (2 if old else 0)
+        return
     assert card.splice(once, BODY, key="abc123", position=position) == once
     new = card.find(once)
     assert new is not None and new.key == "abc123"
