@@ -13,7 +13,7 @@ from bot.clock import Clock
 from bot.hub.door import HubDoor
 from bot.intake.watch import PollReport, poll
 from bot.publish.export import export
-from bot.publish.pulls import Outcome, publish_repo
+from bot.publish.pulls import PUBLISH_LEASE, Outcome, publish_repo
 from bot.publish.rows import current_rows, settled, stale_rows, view
 from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 60.0
 #: Jobs in a row that could not start for want of the Hub, after which the queue waits for the next cycle.
 _HUB_PATIENCE = 3
-#: Seconds for which one process publishes alone unless it says that it is still at it.
-_PUBLISH_LEASE = 180.0
 
 
 @dataclass
@@ -163,7 +161,7 @@ class Cycle:
     def _take_publishing(self, owner: str) -> bool:
         """Wait for our turn; False when we are stopped before it comes."""
         told = False
-        while not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE):
+        while not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
             if self.stop.is_set():
                 return False
             if not told:
@@ -174,6 +172,7 @@ class Cycle:
 
     def _publish(self, report: CycleReport, owner: str) -> None:
         seen = view(self.store, trusted=self.settings.trusted_owners)
+        current = current_rows(self.store, seen, self.protocol)
         publishing = self.settings.publish
         if publishing and not self.settings.hf_token and not self.hub.dry_run:
             publishing = False
@@ -183,11 +182,11 @@ class Cycle:
             for repo in seen.repos.values():
                 if repo.source != "follow" or self.store.repos.follow_of(repo.id) is None:
                     continue
-                rows = current_rows(self.store, seen, self.protocol, repo_id=repo.id)
+                rows = [row for row in current if row.repo_id == repo.id]
                 told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
                 if not told or not settled(self.store, seen, self.protocol, repo.id):
                     continue
-                if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=_PUBLISH_LEASE):
+                if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
                     self._tell("Publishing took so long that another quantcard took over; the rest is left to it.")
                     return
                 error = self._guard(report, repo.id, partial(self._publish_repo, report, repo, rows))
@@ -197,7 +196,7 @@ class Cycle:
                 if self.stop.is_set() or not publishing:
                     break
         hub = self.hub if publishing and not self.stop.is_set() else None
-        rows = self.rows()
+        rows = current + stale_rows(self.store, seen, self.protocol)
 
         def export_rows() -> None:
             made = export(self.store, hub, rows, data=self.settings.data, dataset=self.settings.dataset)

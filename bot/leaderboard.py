@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bot.clock import SystemClock
@@ -23,20 +24,30 @@ def results_of(settings: Settings, *, folder: Path | None = None) -> Results:
     return Results(LocalSource(local_path(settings.data)))
 
 
-def open_leaderboard(settings: Settings, *, folder: Path | None = None) -> RunningApp:
-    """Start the leaderboard in the background; its requests and queue are our database's."""
+def taker(settings: Settings, *, then: Callable[[], None] = lambda: None) -> Callable[[str, str | None], RequestAck]:
+    """What takes the page's requests into our database; ``then`` is called after each that was accepted."""
 
     def take(repo: str, person: str | None) -> RequestAck:
-        return submit(settings.db, repo, person, clock=SystemClock(), per_hour=settings.requests_per_hour)
+        ack = submit(settings.db, repo, person, clock=SystemClock(), per_hour=settings.requests_per_hour)
+        if ack.accepted:
+            then()
+        return ack
 
-    def queue() -> list[QueueRow]:
-        return queue_rows(settings.db)
+    return take
 
+
+def queue_of(settings: Settings) -> Callable[[], list[QueueRow]]:
+    """What shows our database's queue on the page."""
+    return lambda: queue_rows(settings.db)
+
+
+def open_leaderboard(settings: Settings, *, folder: Path | None = None) -> RunningApp:
+    """Start the leaderboard in the background; its requests and queue are our database's."""
     return serve(
         results_of(settings, folder=folder),
         host=settings.host,
         port=settings.port,
-        submit=take,
-        queue=queue,
+        submit=taker(settings),
+        queue=queue_of(settings),
         block=False,
     )

@@ -21,11 +21,10 @@ from fastapi.responses import JSONResponse
 from bot.clock import SystemClock
 from bot.cycle import Cycle, CycleReport
 from bot.hub.door import HubDoor
-from bot.leaderboard import results_of
+from bot.leaderboard import queue_of, results_of, taker
 from bot.progress import Bars, say
 from bot.settings import Settings
 from bot.store import Store
-from core.dataset import RequestAck
 from core.errors import QuantcardError, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -200,23 +199,14 @@ class Service:
     def _mount_leaderboard(self, app: FastAPI) -> None:
         import gradio
 
-        from bot.intake.requests import queue_rows, submit
         from space.app import build
         from space.look import look
 
-        settings = self.settings
-
-        def take(repo: str, person: str | None) -> RequestAck:
-            ack = submit(settings.db, repo, person, clock=SystemClock(), per_hour=settings.requests_per_hour)
-            if ack.accepted:
-                # Whoever asks should see it in the queue at once, not after the next timer.
-                self.wake.set()
-            return ack
-
         blocks = build(
             self.results,
-            submit=take,
-            queue=lambda: queue_rows(settings.db),
+            # Whoever asks should see it in the queue at once, not after the next timer.
+            submit=taker(self.settings, then=self.wake.set),
+            queue=queue_of(self.settings),
         )
         gradio.mount_gradio_app(
             app, blocks, path="/", footer_links=["api"], ssr_mode=False, max_file_size="1kb", **look()

@@ -202,7 +202,18 @@ class Machine(_Model):
     n_gpu_layers: int = Field(default=-1, description="-1: all that fit the device")
 
 
-class BaselineSpec(_Model):
+class _Run(_Model):
+    """How a model is run, whatever is measured of it; what the specs of all measurements share."""
+
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    flash_attn: str = "auto"
+    machine: Machine = Machine()
+
+
+class BaselineSpec(_Run):
     """Record ``reference`` over ``corpus`` into ``out``."""
 
     kind: Literal["baseline"] = "baseline"
@@ -212,31 +223,19 @@ class BaselineSpec(_Model):
     format: Literal["logits"] = "logits"
     n_ctx: int = 512
     chunks: int = -1
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attn: str = "auto"
-    machine: Machine = Machine()
 
 
-class QualitySpec(_Model):
+class QualitySpec(_Run):
     """Measure ``model`` against ``baseline``."""
 
     kind: Literal["quality"] = "quality"
     model: str
     baseline: str
     chunks: int = -1
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attn: str = "auto"
     protocol: Protocol | None = None
-    machine: Machine = Machine()
 
 
-class SpeedSpec(_Model):
+class SpeedSpec(_Run):
     """Time ``model`` as llama-bench does."""
 
     kind: Literal["speed"] = "speed"
@@ -244,12 +243,6 @@ class SpeedSpec(_Model):
     n_prompt: list[int] = [512]
     n_gen: list[int] = [128]
     repetitions: int = Field(default=5, ge=1)
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    type_k: str = "f16"
-    type_v: str = "f16"
-    flash_attn: str = "auto"
-    machine: Machine = Machine()
 
 
 class QuantizeSpec(_Model):

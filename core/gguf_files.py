@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -60,8 +60,21 @@ class VariantFiles:
     @property
     def key(self) -> str:
         """The identity: the sha256 of the single file, or of the shards' joined sha256s."""
-        shas = [file.sha256 or "" for file in self.files]
-        return shas[0] if len(shas) == 1 else fingerprint(shas)
+        return identity([file.sha256 or "" for file in self.files])
+
+
+def identity(hashes: Sequence[str]) -> str:
+    """What a variant is known by: its file's sha256, or the fingerprint of its shards' sha256s in shard order."""
+    return hashes[0] if len(hashes) == 1 else fingerprint(list(hashes))
+
+
+def shard_names(name: str) -> list[str]:
+    """The names of all files of the split set that ``name`` belongs to (just ``name`` for a single file)."""
+    _, count = shard_of(name)
+    if count == 1:
+        return [name]
+    head = name[: -len("-00001-of-00002.gguf")]
+    return [f"{head}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def label_of(path: str) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from core.contract import Environment, Machine
 from core.errors import GGUFError, JobError, SettingsError
-from core.gguf_files import shard_of
+from core.gguf_files import shard_names, shard_of
 from core.gguf_header import read_file_header
 
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
@@ -195,8 +195,7 @@ def shard_paths(path: Path) -> list[Path]:
         return [path]
     if number != 1:
         raise GGUFError(f"{path.name} is shard {number} of {count}; give the first shard.")
-    head = path.name[: -len("-00001-of-00002.gguf")]
-    paths = [path.with_name(f"{head}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    paths = [path.with_name(name) for name in shard_names(path.name)]
     for shard in paths:
         if not shard.exists():
             raise GGUFError(f"{shard.name} is missing beside {path.name}; fetch all {count} shards.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 from core.contract import QualityResult, QualitySpec
 from core.errors import BaselineError, NonFiniteLogitsError, VocabularyMismatchError
 from core.statistics import TokenScores, exact_base, quality_statistics
+from jobs import Progress
 from jobs.baseline.kld_file import KldReader
 from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256
 from jobs.decode import ScoredLogits, batch_shape, decode_group, groups
 from jobs.divergence import compare_rows, run_blocks
 from jobs.llama import Context, Model, environment
 
-Progress = Callable[[str, int, int], None]
 #: Mean NLL (nats) from which a perplexity is no number that means anything.
 _MAX_NLL = 300.0
 

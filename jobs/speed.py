@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from core.contract import SpeedResult, SpeedSpec, SpeedTest
 from core.errors import SettingsError
+from jobs import Progress
 from jobs.llama import Context, Model, environment
 from jobs.memory import PeakVram, peak_rss_bytes, reset_peak_rss
-
-Progress = Callable[[str, int, int], None]
 
 
 def tests_of(spec: SpeedSpec) -> list[tuple[int, int]]:

@@ -12,15 +12,13 @@ from typing import Annotated
 import typer
 
 from bot.clock import SystemClock
-from bot.commands.common import DbOption, open_hub, settings_of
+from bot.commands.common import DbOption, open_hub
 from bot.progress import say
-from bot.publish.pulls import preview, publish_repo
+from bot.publish.pulls import PUBLISH_LEASE, preview, publish_repo
 from bot.publish.rows import current_rows, settled, view
+from bot.settings import load_settings
 from bot.store import Store
 from core.errors import SettingsError
-
-#: Seconds for which nobody else publishes; longer than one repo takes.
-_LEASE = 180.0
 
 
 def card(
@@ -30,7 +28,7 @@ def card(
     db: DbOption = None,
 ) -> None:
     """Open or update the pull for one repo from what is measured, or (--dry-run) print what it would change."""
-    settings = settings_of(db=db, dry_run=True if dry_run else None)
+    settings = load_settings(db=db, dry_run=True if dry_run else None)
     hub = open_hub(settings)
     with Store(settings.db) as store:
         seen = view(store, trusted=settings.trusted_owners)
@@ -55,7 +53,7 @@ def card(
         if not settled(store, seen, protocol, repo):
             raise SettingsError(f"Measurements of {repo} are still waiting. Run 'quantcard run --once' first.")
         now, owner = SystemClock().now(), uuid.uuid4().hex
-        if not store.results.take_lease("publish", owner, now=now, lease=_LEASE):
+        if not store.results.take_lease("publish", owner, now=now, lease=PUBLISH_LEASE):
             raise SettingsError("Another quantcard publishes from this database just now. Try again in a minute.")
         try:
             outcome = publish_repo(store, hub, settings, known, rows, now=now)

@@ -18,7 +18,7 @@ from bot.hub.client import Hub
 from bot.hub.dry_run import DryRunHub
 from bot.progress import Bars, say
 from bot.queue.runners.local import JobStopped, run_job
-from bot.settings import Settings, load_settings
+from bot.settings import Settings
 from core.contract import Machine, ProgressEvent, Result
 
 DbOption = Annotated[Path | None, typer.Option("--db", help="The database (QUANTCARD_DB).")]
@@ -35,17 +35,8 @@ def machine(threads: int, gpu_layers: int) -> Machine:
 def open_hub(settings: Settings) -> Hub:
     """The Hub that the settings name, or its dry-run twin."""
     if settings.dry_run:
-        return DryRunHub(endpoint=settings.hf_endpoint, token=_token(settings), tell=say)
-    return Hub(endpoint=settings.hf_endpoint, token=_token(settings))
-
-
-def _token(settings: Settings) -> str | None:
-    return settings.hf_token or None
-
-
-def settings_of(**flags: Any) -> Settings:
-    """The settings in force with this command's flags over them."""
-    return load_settings(**flags)
+        return DryRunHub(endpoint=settings.hf_endpoint, token=settings.hf_token, tell=say)
+    return Hub(endpoint=settings.hf_endpoint, token=settings.hf_token)
 
 
 def print_json(value: Any) -> None:

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from bot.commands.common import open_hub, run_with_bar, settings_of
+from bot.commands.common import open_hub, run_with_bar
 from bot.commands.run import run_cycle
 from bot.progress import say
-from bot.settings import Settings
+from bot.settings import Settings, load_settings
 from bot.store import Store
 from bot.tables import out, rows_table
 from core.canonical import sha256_file, write_atomic
@@ -93,7 +93,7 @@ def _serve_on(settings: Settings, hub_url: str) -> None:
 
 def _settings(folder: Path, endpoint: str, port: int) -> Settings:
     with as_file(files("localhub.demo_model") / "heldout.txt") as corpus:
-        return settings_of(
+        return load_settings(
             db=folder / "quantcard.db",
             data_dir=folder / "data",
             hf_endpoint=endpoint,

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from bot.commands.common import JsonOption, open_hub, print_json, settings_of
+from bot.commands.common import JsonOption, open_hub, print_json
 from bot.intake.watch import remote_header
+from bot.settings import load_settings
 from bot.tables import inspection_table, out
 from core import audit
 from core.errors import GGUFError
-from core.gguf_files import group_variants, shard_of, variant_name
+from core.gguf_files import group_variants, shard_names, shard_of, variant_name
 from core.gguf_header import read_file_header
 
 
@@ -43,10 +44,7 @@ def _local(path: Path) -> audit.Inspection:
     number, count = shard_of(path.name)
     paths = [path]
     if count > 1:
-        head = path.name[: -len("-00001-of-00002.gguf")]
-        paths = [
-            p for n in range(1, count + 1) if (p := path.with_name(f"{head}-{n:05d}-of-{count:05d}.gguf")).exists()
-        ]
+        paths = [shard for name in shard_names(path.name) if (shard := path.with_name(name)).exists()]
         if not paths or number == 0:
             raise GGUFError(f"{path} does not exist. Check the path.")
     headers = [read_file_header(one) for one in paths]
@@ -57,7 +55,7 @@ def _local(path: Path) -> audit.Inspection:
 def _remote(target: str) -> dict[str, audit.Inspection]:
     owner, name, *rest = target.split("/")
     repo_id, wanted = f"{owner}/{name}", "/".join(rest)
-    hub = open_hub(settings_of())
+    hub = open_hub(load_settings())
     revision = hub.repo(repo_id).sha or "main"
     variants = [
         variant

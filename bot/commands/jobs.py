@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from bot.clock import SystemClock, iso
-from bot.commands.common import DbOption, JsonOption, print_json, settings_of
+from bot.commands.common import DbOption, JsonOption, print_json
 from bot.progress import say
+from bot.settings import load_settings
 from bot.store import Store
 from bot.tables import out
 from core.errors import SettingsError
@@ -23,7 +24,7 @@ def list_jobs(
     as_json: JsonOption = False,
 ) -> None:
     """List jobs: running, then the queue in its order, then the newest of the others."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         found = store.jobs.all(states=(state,) if state else ())
         rows = [
             {
@@ -52,7 +53,7 @@ def list_jobs(
 @app.command("show")
 def show(job: Annotated[int, typer.Argument(help="The job's number.")], db: DbOption = None) -> None:
     """Show a job's history: every change of state with its time and reason."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         events = store.jobs.events(job)
     if not events:
         raise SettingsError(f"There is no job {job}. 'quantcard jobs list' lists them.")
@@ -63,7 +64,7 @@ def show(job: Annotated[int, typer.Argument(help="The job's number.")], db: DbOp
 @app.command("retry")
 def retry(job: Annotated[int, typer.Argument(help="The job's number.")], db: DbOption = None) -> None:
     """Give a dead job, and those that waited for it, another try."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         if not store.jobs.retry(job, now=SystemClock().now()):
             raise SettingsError(f"Job {job} is not dead, so there is nothing to retry.")
     say(f"Job {job} is queued again.")

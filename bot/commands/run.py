@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from bot.clock import SystemClock
-from bot.commands.common import DbOption, open_hub, settings_of, stop_on_signals
+from bot.commands.common import DbOption, open_hub, stop_on_signals
 from bot.cycle import Cycle, CycleReport
 from bot.progress import Bars, say
-from bot.settings import Settings
+from bot.settings import Settings, load_settings
 from bot.store import Store
 from bot.tables import out, rows_table
 
@@ -48,7 +48,7 @@ def run(
     db: DbOption = None,
 ) -> None:
     """Poll, plan, measure until the queue is empty, publish, export; without --once again after each interval."""
-    settings = settings_of(db=db, dry_run=True if dry_run else None)
+    settings = load_settings(db=db, dry_run=True if dry_run else None)
     if not once:
         serve_with(settings)
         return
@@ -66,7 +66,7 @@ def serve(
     db: DbOption = None,
 ) -> None:
     """Run the service: timers, webhook endpoint, worker and leaderboard, until SIGTERM."""
-    serve_with(settings_of(db=db, host=host, port=port))
+    serve_with(load_settings(db=db, host=host, port=port))
 
 
 def serve_with(settings: Settings) -> None:
@@ -85,7 +85,7 @@ def leaderboard(
     """Serve the leaderboard over the results dataset (or, without one, over the local copy)."""
     from bot.leaderboard import open_leaderboard
 
-    settings = settings_of(db=db, host=host, port=port)
+    settings = load_settings(db=db, host=host, port=port)
     running = open_leaderboard(settings, folder=folder)
     say(f"Leaderboard: {running.url}  (Ctrl-C ends it)")
     with stop_on_signals() as stop:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from bot.clock import SystemClock, iso
-from bot.commands.common import DbOption, JsonOption, print_json, settings_of
+from bot.commands.common import DbOption, JsonOption, print_json
 from bot.progress import say
 from bot.publish.rows import current_rows, view
+from bot.settings import load_settings
 from bot.store import Store
 from bot.tables import out, rows_table
 from core.errors import SettingsError
+from core.repo_names import is_owner, is_repo_id
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 NameArgument = Annotated[str, typer.Argument(help="An OWNER, or a single OWNER/REPO.")]
 
 
 def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not (is_owner(name) or is_repo_id(name)):
         raise SettingsError(f"{name!r} is not an owner or a repo. Write OWNER or OWNER/REPO.")
     return name
 
@@ -34,14 +34,14 @@ def follow(
     db: DbOption = None,
 ) -> None:
     """Watch an owner's GGUF repos, or one repo."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         store.repos.follow(_checked(name), consented=consented, now=SystemClock().now())
     say(f"Following {name}{' (consented)' if consented else ''}.")
 
 
 def unfollow(name: NameArgument, db: DbOption = None) -> None:
     """Stop watching; what was measured stays."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         found = store.repos.unfollow(_checked(name))
     if not found:
         raise SettingsError(f"{name} is not followed. 'quantcard follows' lists what is.")
@@ -50,7 +50,7 @@ def unfollow(name: NameArgument, db: DbOption = None) -> None:
 
 def follows(db: DbOption = None, as_json: JsonOption = False) -> None:
     """List what is watched."""
-    with Store(settings_of(db=db).db) as store:
+    with Store(load_settings(db=db).db) as store:
         found = store.repos.follows()
     if as_json:
         print_json([{"name": one.name, "consented": one.consented} for one in found])
@@ -63,7 +63,7 @@ def follows(db: DbOption = None, as_json: JsonOption = False) -> None:
 
 def status(db: DbOption = None, as_json: JsonOption = False) -> None:
     """Show follows, queue, failures, measured variants and pulls."""
-    settings = settings_of(db=db)
+    settings = load_settings(db=db)
     with Store(settings.db) as store:
         seen = view(store, trusted=settings.trusted_owners)
         rows = current_rows(store, seen, settings.protocol())

@@ -240,7 +240,7 @@ class Hub:
             f"a pull request in {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()],
+                _additions(files),
                 commit_message=title,
                 commit_description=body,
                 create_pr=True,
@@ -256,7 +256,7 @@ class Hub:
             f"an update of pull {num} in {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()],
+                _additions(files),
                 commit_message=title,
                 revision=f"refs/pr/{num}",
             ),
@@ -297,7 +297,7 @@ class Hub:
             f"a commit to the dataset {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()],
+                _additions(files),
                 commit_message=message,
                 repo_type="dataset",
             ),
@@ -307,6 +307,10 @@ class Hub:
 
     def _pull_url(self, repo_id: str, num: int) -> str:
         return f"{self.endpoint}/{repo_id}/discussions/{num}"
+
+
+def _additions(files: dict[str, bytes]) -> list[CommitOperationAdd]:
+    return [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
 
 
 def _sha256(lfs: Any) -> str | None:

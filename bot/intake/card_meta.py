@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from core.repo_names import is_repo_id
+
 CONFIG_FILE = ".quantcard.yml"
 #: A card larger than this is not read.
 CARD_LIMIT = 4 << 20
@@ -15,7 +17,6 @@ CONFIG_LIMIT = 64 << 10
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 #: YAML is slow to read: a longer front matter is not.
 _FRONT_MATTER_LIMIT = 256 << 10
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 POSITIONS = ("end", "top")
 
 
@@ -44,7 +45,7 @@ def base_model_of(card: str) -> str | None:
     """The first base model that the card names (``owner/name``), or None."""
     value = front_matter(card).get("base_model")
     first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, str) and _REPO_ID.fullmatch(first) else None
+    return first if isinstance(first, str) and is_repo_id(first) else None
 
 
 def parse_config(data: bytes | None) -> RepoConfig:

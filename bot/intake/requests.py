@@ -10,8 +10,8 @@ from bot.clock import Clock
 from bot.store import Store
 from core.dataset import QueueRow, RequestAck
 from core.errors import QuantcardError
+from core.repo_names import is_repo_id
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HOST = re.compile(r"^(https?://[^/]+|(www\.)?(huggingface\.co|hf\.co))/", re.IGNORECASE)
 #: First parts of addresses that are no owners.
 _NOT_OWNERS = {"api", "buckets", "collections", "datasets", "docs", "models", "papers", "settings", "spaces"}
@@ -23,7 +23,7 @@ def parse_repo_id(text: str) -> str | None:
     path = re.split(r"[?#]", _HOST.sub("", text.strip(), count=1))[0].strip("/")
     kept = "/".join(path.split("/")[:2])
     bad = ".." in kept or "--" in kept or kept.endswith((".", "-")) or kept.split("/")[0].lower() in _NOT_OWNERS
-    return kept if _REPO_ID.fullmatch(kept) and not bad else None
+    return kept if is_repo_id(kept) and not bad else None
 
 
 def submit(db: Path, text: str, person: str | None, *, clock: Clock, per_hour: int) -> RequestAck:

@@ -22,6 +22,8 @@ from core.errors import HubNotFoundError
 _MARKER = re.compile(r"<!-- quantcard:pull key=([0-9a-f]{6,64}) -->")
 CARD = "README.md"
 TITLE = "[bot] quantcard: measured quality and speed of these GGUF files"
+#: Seconds for which one process publishes alone unless it says that it is still at it.
+PUBLISH_LEASE = 180.0
 _HOUR = 3600.0
 
 

@@ -276,17 +276,22 @@ def _memory(row: DatasetRow) -> str | None:
     return size(row.peak_memory_bytes) + (f" + {size(row.peak_vram_bytes)} VRAM" if row.peak_vram_bytes else "")
 
 
+def _equals(row: DatasetRow, ranking: Ranking) -> list[Candidate]:
+    """The smaller files whose mean KLD can't be told from this one's."""
+    own = next((c for other, c in ranking.ranked if other.id == row.id), None)
+    if own is None or row.is_reference:
+        return []
+    return [c for _, c in ranking.ranked if not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)]
+
+
 def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
     notes = []
     if row.is_reference:
         notes.append("reference")
     elif on_front:
         notes.append("◆")
-    own = next((c for other, c in ranking.ranked if other.id == row.id), None)
-    if own and not row.is_reference:
-        equals = [c for _, c in ranking.ranked if not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)]
-        if equals:
-            notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
+    if equals := _equals(row, ranking):
+        notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
     if row.id in ranking.apart:
         notes.append(ranking.apart[row.id])
     if row.n_files > 1:
@@ -308,7 +313,7 @@ def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
     parts = []
     if any(not c.is_reference for c in ranking.candidates):
         parts.append("◆: no other file of this size or smaller has a lower mean KLD.")
-    if any("≈" in _notes(row, False, ranking) for row in rows):
+    if any(_equals(row, ranking) for row in rows):
         parts.append("≈: its mean KLD can't be told from that of the smaller file named.")
     if ranking.ranked:
         parts.append("± is a 95 % interval for KLD and PPL ratio.")

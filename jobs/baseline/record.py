@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 from core.canonical import atomic_file, sha256_file
 from core.contract import BaselineResult, BaselineSpec
 from core.errors import CorpusError, GGUFError
+from core.gguf_files import identity
 from core.statistics import perplexity
+from jobs import Progress
 from jobs.baseline.kld_file import KldShape, write_header
 from jobs.baseline.meta import BaselineMeta, pack_nll, vocab_sha256, write_meta
 from jobs.decode import ScoredLogits, batch_shape, chunk_tokens, decode_group, groups
 from jobs.divergence import record_rows, run_blocks
 from jobs.llama import Context, Model, environment, shard_paths
-
-Progress = Callable[[str, int, int], None]
 
 
 def read_corpus(path: Path) -> bytes:
@@ -42,10 +41,7 @@ def read_corpus(path: Path) -> bytes:
 
 def model_sha256(path: Path) -> str:
     """sha256 of a model's file, or of its shards' joined hashes (the same identity that the Hub's files have)."""
-    from core.canonical import fingerprint
-
-    hashes = [sha256_file(shard) for shard in shard_paths(path)]
-    return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
+    return identity([sha256_file(shard) for shard in shard_paths(path)])
 
 
 def _encode(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,13 @@ import numpy as np
 from core.canonical import atomic_file
 from core.contract import BaselineCheck, BaselineToolSpec
 from core.errors import BaselineError, SettingsError, VocabularyMismatchError
+from jobs import Progress
 from jobs.baseline.kld_file import KldReader
 from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256, write_meta
 from jobs.baseline.record import model_sha256
 from jobs.divergence import check_rows
 from jobs.llama import Model
 from jobs.quality import check_meta
-
-Progress = Callable[[str, int, int], None]
 
 
 def run_tool(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
