@@ -11,60 +11,31 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from core.canonical import fingerprint
+from core.figures import (
+    KLD,
+    Bucket,
+    ChunkIntervals,
+    DeltaP,
+    Estimate,
+    ExactBase,
+    Imported,
+    Interval,
+    Timings,
+)
 from core.protocol import Protocol
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+
+__all__ = ["KLD", "Bucket", "ChunkIntervals", "DeltaP", "Estimate", "ExactBase", "Imported", "Interval", "Timings"]
+
+#: How a baseline is stored: llama-perplexity's ``.kld``, or the vectors that enter the output head.
+BaselineFormat = Literal["logits", "states"]
+#: Whose arithmetic a KLD follows: llama-perplexity's (clipped 16 nats below each maximum), or none but the formula's.
+Scoring = Literal["llama-cpp", "unclipped"]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class Estimate(_Model):
-    """A mean with its standard error (llama-perplexity's ±)."""
-
-    value: float
-    stderr: float
-
-
-class KLD(_Model):
-    """KL divergence (nats) of the variant's next-token distribution from the baseline's, over scored tokens."""
-
-    mean: float
-    stderr: float
-    max: float
-    p99_9: float
-    p99: float
-    p95: float
-    p90: float
-    median: float
-    p10: float
-    p5: float
-    p1: float
-    p0_1: float
-    min: float
-
-
-class DeltaP(_Model):
-    """Change of the probability given to the actual next token (fractions; negative: less likely)."""
-
-    mean: float
-    stderr: float
-    rms: float
-    rms_stderr: float
-    max: float
-    p99_9: float
-    p99: float
-    p95: float
-    p90: float
-    p75: float
-    median: float
-    p25: float
-    p10: float
-    p5: float
-    p1: float
-    p0_1: float
-    min: float
 
 
 class Environment(_Model):
@@ -86,20 +57,18 @@ class Environment(_Model):
         return fingerprint(self.model_dump(mode="json"))
 
 
-class ExactBase(_Model):
-    """The comparison with the base's true NLL, kept while recording: the 16-bit base file clips it."""
-
-    ppl_base: Estimate
-    ln_ppl_ratio: Estimate
-    ppl_ratio: Estimate
-
-
 class QualityResult(_Model):
-    """llama-perplexity's figures of one variant against one baseline, to the printed digit."""
+    """One variant's figures against one baseline.
+
+    With ``scoring`` "llama-cpp" they are llama-perplexity's to the printed digit; with "unclipped" the same
+    statistics of the true distributions.
+    """
 
     kind: Literal["quality"] = "quality"
+    baseline_format: BaselineFormat = "logits"
+    scoring: Scoring = "llama-cpp"
     ppl: Estimate
-    ppl_base: Estimate = Field(description="from the base file; biased low where that file clips: see exact")
+    ppl_base: Estimate = Field(description="with scoring 'llama-cpp' biased low where the base file clips: see exact")
     ppl_ratio: Estimate
     ln_ppl_ratio: Estimate
     ppl_cor: float = Field(description="correlation of ln PPL(Q) and ln PPL(base), fraction")
@@ -109,6 +78,15 @@ class QualityResult(_Model):
     n_tokens: int = Field(description="scored tokens")
     n_chunks: int
     exact: ExactBase | None = Field(default=None, description="unclipped comparison, where the base NLL is known")
+    unclipped: KLD | None = Field(
+        default=None, description="the unclipped KLD beside llama.cpp's, where the baseline holds states"
+    )
+    intervals: ChunkIntervals | None = None
+    buckets: list[Bucket] = Field(default=[], description="by the baseline's confidence; empty ones are left out")
+    tokens_path: str | None = Field(default=None, description="the per-token sidecar (parquet), if one was asked for")
+    tokens_sha256: str | None = None
+    imported: Imported | None = None
+    timings: Timings | None = None
     protocol: dict[str, Any]
     environment: Environment
 
@@ -147,6 +125,7 @@ class SpeedResult(_Model):
     kind: Literal["speed"] = "speed"
     tests: list[SpeedTest]
     environment: Environment
+    imported: Imported | None = None
 
 
 class BaselineResult(_Model):
@@ -154,9 +133,15 @@ class BaselineResult(_Model):
 
     kind: Literal["baseline"] = "baseline"
     path: str
-    format: Literal["logits"]
+    format: BaselineFormat
     size_bytes: int
     sha256: str
+    head_path: str | None = Field(default=None, description="the reference's output head, with format 'states'")
+    head_bytes: int | None = None
+    self_check: float | None = Field(
+        default=None, description="mean KLD (nats) of rebuilt logits from true ones, with format 'states'"
+    )
+    fallback: str | None = Field(default=None, description="why full logits were kept though states were asked for")
     reference_sha256: str
     ppl: Estimate = Field(description="the reference's own perplexity, exact")
     n_ctx: int
@@ -220,7 +205,7 @@ class BaselineSpec(_Run):
     reference: str
     corpus: str
     out: str
-    format: Literal["logits"] = "logits"
+    format: BaselineFormat = "logits"
     n_ctx: int = 512
     chunks: int = -1
 
@@ -232,6 +217,11 @@ class QualitySpec(_Run):
     model: str
     baseline: str
     chunks: int = -1
+    as_llama_cpp: bool = Field(
+        default=False, description="llama-perplexity's clipped figures from a states baseline too"
+    )
+    tokens_out: str | None = Field(default=None, description="where to write the per-token sidecar (parquet)")
+    checkpoint: str | None = Field(default=None, description="where to keep what is done, to resume after a kill")
     protocol: Protocol | None = None
 
 
@@ -242,6 +232,8 @@ class SpeedSpec(_Run):
     model: str
     n_prompt: list[int] = [512]
     n_gen: list[int] = [128]
+    n_pg: list[tuple[int, int]] = Field(default=[], description="prompt and generation under one clock, as pairs")
+    n_depth: list[int] = Field(default=[0], description="tokens in the KV cache before a test begins")
     repetitions: int = Field(default=5, ge=1)
 
 
