@@ -45,6 +45,18 @@ class VocabularyMismatchError(BaselineError):
     """The variant's vocabulary is not the baseline's, so their token distributions can't be compared."""
 
 
+class TokenFileError(InputError):
+    """The per-token sidecar is missing, corrupt, not ours, or of a newer version."""
+
+
+class NotComparableError(InputError):
+    """Two token files were not measured on the same tokens in the same way, so they can't be paired."""
+
+
+class ForeignFormatError(InputError):
+    """A text to be imported is not what the tool prints that it should come from, or is only a part of it."""
+
+
 class NonFiniteLogitsError(InputError):
     """The model's logits hold NaN or infinities: INVALID, not averaged away."""
 
