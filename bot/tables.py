@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.audit import Inspection, TypeShare
-from core.contract import QualityResult, SpeedTest
+from core.contract import ChunkIntervals, Interval, QualityResult, SpeedTest
 from core.dataset import DatasetRow
 from core.format import percent, significant, size, speed, with_interval
 from core.verdict import Z95
@@ -48,13 +48,17 @@ def rows_table(rows: Sequence[DatasetRow], *, title: str | None = None) -> Table
 
 
 def _note(row: DatasetRow) -> str:
+    notes = [f"quality imported ({row.quality_imported})"] if row.quality_imported else []
+    notes += [f"speed imported ({row.speed_imported})"] if row.speed_imported else []
     if row.state in ("failed", "stale", "waiting"):
-        return f"{row.state}: {row.reason}" if row.reason else row.state
-    return "reference" if row.is_reference else (row.reason or "")
+        return "; ".join([f"{row.state}: {row.reason}" if row.reason else row.state, *notes])
+    if row.is_reference:
+        return "; ".join(["reference", *notes])
+    return "; ".join([*notes, row.reason] if row.reason else notes)
 
 
 def quality_table(result: QualityResult) -> Table:
-    """One variant's statistics in llama-perplexity's order."""
+    """One variant's statistics in llama-perplexity's order, then what we add under names of its own."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -76,10 +80,35 @@ def quality_table(result: QualityResult) -> Table:
             ("PPL(base), exact", f"{exact.ppl_base.value:.6f} ± {exact.ppl_base.stderr:.6f}"),
             ("PPL(Q)/PPL(base), exact", f"{exact.ppl_ratio.value:.6f} ± {exact.ppl_ratio.stderr:.6f}"),
         ]
+    if result.unclipped:
+        lines.append(
+            ("Mean KLD, unclipped", f"{result.unclipped.mean:.6f} ± {result.unclipped.stderr:.6f}"),
+        )
+    if result.intervals:
+        lines += [(name, f"{found.low:.6f} to {found.high:.6f}") for name, found in _interval_lines(result.intervals)]
+    lines += [
+        (
+            f"Baseline sure {100 * bucket.low:.0f}–{100 * bucket.high:.0f} %",
+            f"mean KLD {bucket.kld_mean:.6f}, same top p {100 * bucket.same_top:.2f} %, {bucket.n_tokens:,} tokens",
+        )
+        for bucket in result.buckets
+    ]
+    how = "true distributions" if result.scoring == "unclipped" else "as llama-perplexity, clipped at 16 nats"
+    lines.append(("Scoring", how))
     lines.append(("Scored tokens", f"{result.n_tokens:,} in {result.n_chunks} chunks"))
     for name, value in lines:
         table.add_row(name, value)
     return table
+
+
+def _interval_lines(found: ChunkIntervals) -> list[tuple[str, Interval]]:
+    """95 % intervals for which chunks are the sample."""
+    return [
+        ("Mean KLD, 95 % by chunk", found.kld_mean),
+        ("99.9 % KLD, 95 % by chunk", found.kld_p99_9),
+        ("ln PPL ratio, 95 % by chunk", found.ln_ppl_ratio),
+        ("Same top p, 95 % by chunk", found.same_top),
+    ]
 
 
 _KLD_LINES = (
@@ -100,14 +129,16 @@ def speed_table(tests: Sequence[SpeedTest]) -> Table:
     for name in ("Size", "Threads", "Test", "t/s", "Peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for test in tests:
-        name = f"pp{test.n_prompt}" if test.n_prompt else f"tg{test.n_gen}"
+        parts = [f"pp{test.n_prompt}"] * (test.n_prompt > 0) + [f"tg{test.n_gen}"] * (test.n_gen > 0)
+        name = "+".join(parts) + (f" @ d{test.n_depth}" if test.n_depth else "")
+        memory = (test.peak_memory_bytes or 0) + (test.peak_vram_bytes or 0)
         table.add_row(
             escape(test.model_type),
             size(test.model_size),
             str(test.n_threads),
             name,
             f"{test.avg_ts:.2f} ± {test.stddev_ts:.2f}",
-            size(test.peak_memory_bytes + (test.peak_vram_bytes or 0)),
+            size(memory) if memory else "–",
         )
     return table
 

@@ -84,8 +84,18 @@ class DatasetRow(BaseModel):
     environment_json: str | None = None
     quality_json: str | None = Field(default=None, description="the whole QualityResult")
     speed_json: str | None = Field(default=None, description="the whole SpeedResult")
+    quality_imported: str | None = Field(
+        default=None, description="the tool whose output the quality figures were read from; null: measured here"
+    )
+    speed_imported: str | None = Field(default=None, description="the same for the speeds")
     command: str | None = Field(default=None, description="the command that repeats the quality measurement")
     measured_at: datetime | None = None
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether the bot measured any of its figures itself; others were imported."""
+        quality = self.kld_mean is not None and self.quality_imported is None
+        return quality or (self.tg_ts is not None and self.speed_imported is None)
 
 
 class RequestAck(BaseModel):

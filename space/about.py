@@ -29,6 +29,8 @@ file: they are comparable within one environment (the letter in *Env*) and nowhe
 - **=** not distinguishable from the next closer file: their difference lies within its 95 % interval.
 - **≠ env** measured on a machine whose noise floor is too high to rank its figures with the others'.
 - **reference**: the unquantized file against its own recording. What it shows is noise, the *noise floor*.
+- **imported** measured elsewhere and read from the output of llama-perplexity or llama-bench: shown, but without
+  a place in the ranking, until it is measured here.
 - **INVALID**: the file gives NaN or infinite logits. Reported, never averaged away.
 
 Files are ranked together only under the same protocol and against the same baseline.

@@ -107,6 +107,8 @@ def _identity(entry: Entry, hub_url: str, now: datetime) -> str:
             esc(f"{row.measured_at:%Y-%m-%d %H:%M} UTC, {ago(row.measured_at, now)}") if row.measured_at else NONE,
         ),
     ]
+    if imported := tables.imports(row):
+        pairs.append(("Imported", esc(imported)))
     pairs += [(f"Flag: {code}", esc(detail)) for code, detail in tables.flags(row)]
     return _table("File", pairs)
 

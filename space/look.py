@@ -54,7 +54,7 @@ CSS = """
 .qc-front {border-color: transparent; color: #009E73; padding: 0 2px;}
 .qc-tie {border-color: transparent; font-weight: 700; padding: 0 2px;}
 .qc-badge.qc-failed {background: #b3261e; border-color: #b3261e; color: #fff;}
-.qc-badge.qc-stale, .qc-flag, .qc-apart {border-color: #b7791f; color: #b7791f;}
+.qc-badge.qc-stale, .qc-flag, .qc-apart, .qc-imported {border-color: #b7791f; color: #b7791f;}
 .qc-env {display: inline-block; min-width: 1.5em; text-align: center; border-radius: 4px; font-size: .75rem;
   border: 1px solid var(--border-color-primary);}
 .qc-legend {font-size: .78rem; color: var(--qc-dim); margin-top: 8px;}

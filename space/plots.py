@@ -87,6 +87,7 @@ def _points(entries: Sequence[Entry], figure: Figure) -> list[_Point]:
 
 def _front(drawing: Any, points: Sequence[_Point]) -> None:
     """The Pareto front of one group by the figure that is drawn (it need not be the mean's)."""
+    points = [p for p in points if p.entry.row.quality_imported is None]
     candidates = [
         Candidate(p.entry.row.label, p.entry.row.size_bytes, p.value, 0.0, p.entry.row.same_top or 0.0) for p in points
     ]
@@ -159,6 +160,7 @@ def _hover(point: _Point) -> str:
         esc(row.repo_id, limit=80),
         f"{size(row.size_bytes)} · KLD {significant(point.value)}{below}",
         esc(clean(row.protocol_name, limit=40)),
+        *(["imported, not ranked"] if row.quality_imported else []),
     ]
     return "<br>".join(lines)
 

@@ -39,13 +39,15 @@ WITH base AS (
   SELECT *,
     coalesce(base_model, repo_id) || chr(31) || protocol_fingerprint || chr(31) || coalesce(reference_key, '') AS plane,
     coalesce(environment_fingerprint, '') AS env,
-    state = 'measured' AND NOT is_reference AND kld_mean IS NOT NULL AND size_bytes > 0 AS ranked,
+    state = 'measured' AND NOT is_reference AND kld_mean IS NOT NULL AND quality_imported IS NULL AND size_bytes > 0
+      AS ranked,
     lower(concat_ws(' ', repo_id, variant, label, base_model)) AS haystack
   FROM kept
 ), planes AS (
   SELECT plane, min(kld_mean) AS least, count(DISTINCT env) AS n_env FROM base WHERE ranked GROUP BY plane
 ), floors AS (
-  SELECT plane, env, max(abs(coalesce(noise_floor, CASE WHEN is_reference THEN kld_mean END))) AS floor
+  SELECT plane, env, max(abs(coalesce(noise_floor,
+    CASE WHEN is_reference AND quality_imported IS NULL THEN kld_mean END))) AS floor
   FROM base GROUP BY plane, env
 ), pooled AS (
   SELECT base.*,

@@ -54,6 +54,13 @@ def flags(row: DatasetRow) -> list[tuple[str, str]]:
     return [(str(f.get("code", "")), str(f.get("detail", ""))) for f in found if isinstance(f, dict)]
 
 
+def imports(row: DatasetRow) -> str:
+    """Which of a row's figures were measured elsewhere, as a sentence; empty where none was."""
+    tools = [("quality", row.quality_imported), ("speed", row.speed_imported)]
+    read = [f"{what} was measured elsewhere and read from {clean(tool)}" for what, tool in tools if tool]
+    return f"its {' and '.join(read)}" + (": not ranked" if row.quality_imported else "") if read else ""
+
+
 def _badge(kind: str, text: str, title: str = "") -> str:
     return f'<span class="qc-badge qc-{kind}" title="{esc(title)}">{esc(text)}</span>'
 
@@ -68,7 +75,9 @@ def notes(entry: Entry) -> str:
         found.append(_badge("tie", "=", f"mean KLD can't be told from that of {clean(entry.tied_with)} (95 %)"))
     if row.is_reference:
         found.append(_badge("reference", "reference", "measured against its own baseline: the noise floor"))
-    if entry.apart:
+    if imported := imports(row):
+        found.append(_badge("imported", "imported", imported))
+    if entry.apart and not row.quality_imported:
         found.append(_badge("apart", "≠ env", "its environment's noise floor is too high to rank it with others"))
     if row.state == "failed":
         word, reason = failure(row)

@@ -110,9 +110,10 @@ def publish_repo(
     if not repo.config.get("enabled", True):
         problem = repo.config.get("problem")
         return Outcome(repo.id, Decision("nothing", problem or "The repo's .quantcard.yml says no."))
-    told = sum((row.kld_mean is not None or row.tg_ts is not None) and not row.is_reference for row in rows)
-    if not told:
-        return Outcome(repo.id, Decision("nothing", "None of its quantized files could be measured."))
+    if not any(row.measured_here and not row.is_reference for row in rows):
+        imported = any(row.quality_imported or row.speed_imported for row in rows)
+        said = "Its figures were all imported." if imported else "None of its quantized files could be measured."
+        return Outcome(repo.id, Decision("nothing", said))
     if reason := _no_quality(rows):
         return Outcome(repo.id, Decision("wait", f"No quality figure yet: {reason}"))
     follow = store.repos.follow_of(repo.id)

@@ -48,8 +48,8 @@ _ENVIRONMENT = _environment()
 
 
 def candidate(row: DatasetRow) -> Candidate | None:
-    """A row as a candidate for picks, or None while it has no KLD."""
-    if row.state != "measured" or row.kld_mean is None:
+    """A row as a candidate for picks, or None while no KLD was measured here."""
+    if row.state != "measured" or row.kld_mean is None or row.quality_imported:
         return None
     return Candidate(
         label=row.label,
@@ -178,6 +178,7 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
         "pull-body.md.j2",
         n_files=sum(row.kld_mean is not None or row.tg_ts is not None for row in quants),
         n_left=sum(row.kld_mean is None and row.tg_ts is None for row in quants),
+        n_imported=sum(bool(row.quality_imported or row.speed_imported) for row in quants),
         has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in rows),
         reference=_reference(reference, own="your ")
         if reference and any(r.kld_mean is not None for r in rows)
@@ -215,6 +216,8 @@ def _reference(row: DatasetRow, *, own: str = "") -> Markup:
 def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
     """The verdict with escaped labels; without a reference it says so instead."""
     if all(c.is_reference for c in ranking.candidates):
+        if any(row.quality_imported for row in rows):
+            return "Quality was measured elsewhere only and imported; no file is recommended on that."
         reason = next((row.reason for row in rows if row.reason and row.state == "measured"), None)
         if reason:
             return f"Quality could not be measured here, only speed. {escape(reason)}"
@@ -294,6 +297,10 @@ def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
         notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
     if row.id in ranking.apart:
         notes.append(ranking.apart[row.id])
+    if row.quality_imported:
+        notes.append(f"quality imported ({escape(row.quality_imported)}), so not ranked here")
+    if row.speed_imported:
+        notes.append(f"speed imported ({escape(row.speed_imported)})")
     if row.n_files > 1:
         notes.append(f"{row.n_files} files")
     reason = f": {escape(row.reason)}" if row.reason else ""
@@ -317,6 +324,8 @@ def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
         parts.append("≈: its mean KLD can't be told from that of the smaller file named.")
     if ranking.ranked:
         parts.append("± is a 95 % interval for KLD and PPL ratio.")
+    if any(row.quality_imported or row.speed_imported for row in rows):
+        parts.append("Imported: measured elsewhere and read from another tool's output.")
     reference = next((row for row in rows if row.reference_variant), None)
     if reference:
         floor = reference.noise_floor
@@ -348,12 +357,16 @@ def _method(first: DatasetRow, rows: Sequence[DatasetRow]) -> list[str]:
     if first.reference_variant and first.kld_mean is not None:
         known = f"; its own perplexity is {first.ppl_base:.4f}" if first.ppl_base else ""
         lines.append(f"The original: {_reference(first)}, sha256 {str(first.reference_key)[:12]}{known}.")
-    for text in sorted({row.environment_json for row in rows if row.environment_json}):
+    for text in sorted({row.environment_json for row in rows if row.environment_json and row.measured_here}):
         e = json.loads(text)
         layers = f", {e['n_gpu_layers']} layers on the GPU" if e["gpu"] and e["n_gpu_layers"] >= 0 else ""
         lines.append(
             f"Machine: {escape(e['gpu'] or e['cpu'])}, {e['n_threads']} CPU threads{layers}; {escape(e['llama_cpp'])}."
         )
+    for what, column in (("quality", "quality_imported"), ("speed", "speed_imported")):
+        if named := [(row.label, tool) for row in rows if (tool := getattr(row, column))]:
+            labels = ", ".join(str(escape(label)) for label, _ in named)
+            lines.append(f"Imported, not measured by quantcard: {what} of {labels}, from {escape(named[0][1])}.")
     lines.append(f"Files as of commit {first.revision[:12]}; a file that changes is measured again.")
     return lines
 

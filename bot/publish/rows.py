@@ -8,19 +8,26 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from typing import Any
 
 from bot.intake.references import Choice, choose
 from bot.queue.plan import jobs_for, measurable
 from bot.store import Store
 from bot.store.jobs import Job
 from bot.store.repos import Repo, Variant
+from core.audit import flags_under
 from core.canonical import canonical_json, fingerprint
 from core.contract import QualityResult, SpeedResult
 from core.dataset import DatasetRow, RowState
+from core.errors import NonFiniteLogitsError
 from core.protocol import Protocol
 
 #: The choice for files that are gone: their figures stay against the reference that they were measured with.
 _WHATEVER_IT_WAS = Choice(None, "")
+
+
+#: Parts of a quality result that are no figures.
+_NO_FIGURES = ("timings", "tokens_path", "tokens_sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +92,17 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
     if quality and choice is not _WHATEVER_IT_WAS and (reference is None or quality.reference_key != reference.key):
         quality = None
     jobs = {job.kind: job for job in store.jobs.by_keys([j.key for j in jobs_for(variant, choice, protocol)]).values()}
-    state, reason = _state(variant, choice, has_quality=quality is not None, has_speed=speed is not None, jobs=jobs)
+    if quality and quality.result.imported and found_invalid(jobs.get("quality")):
+        quality = None
     found = variant.inspection
     q = quality.result if quality and isinstance(quality.result, QualityResult) else None
     s = speed.result if speed and isinstance(speed.result, SpeedResult) else None
-    first = q or s
+    imported = q is not None and q.imported is not None
+    state, reason = _state(
+        variant, choice, has_quality=q is not None, has_speed=s is not None, jobs=jobs, imported=imported
+    )
+    # Of two machines the one that measured here, since speeds are compared by it.
+    first = next((one for one in (q, s) if one and one.imported is None), q or s)
     environment = first.environment if first else None
     base = store.results.baseline(reference.key, protocol.fingerprint) if reference else None
     floor = (
@@ -118,14 +131,14 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
         n_params=found.n_params if found else None,
         bpw=found.bpw if found else None,
         imatrix_file=found.imatrix.file if found and found.imatrix else None,
-        flags=canonical_json([flag.model_dump() for flag in found.flags]) if found else "[]",
+        flags=canonical_json([flag.model_dump() for flag in flags_under(found, protocol.corpus)]) if found else "[]",
         protocol_name=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
         protocol_json=canonical_json(protocol.model_dump(mode="json")),
         reference_repo=reference.repo_id if reference else None,
         reference_variant=reference.name if reference else None,
         reference_key=reference.key if reference else (quality.reference_key if quality else None),
-        noise_floor=floor.result.kld.mean if floor and isinstance(floor.result, QualityResult) else None,
+        noise_floor=_noise_floor(floor.result) if floor else None,
         ppl_base=base.ppl.value if base else None,
         environment_fingerprint=environment.fingerprint if environment else None,
         environment_json=canonical_json(environment.model_dump(mode="json")) if environment else None,
@@ -135,19 +148,37 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
 
 
 def _state(
-    variant: Variant, choice: Choice, *, has_quality: bool, has_speed: bool, jobs: dict[str, Job]
+    variant: Variant,
+    choice: Choice,
+    *,
+    has_quality: bool,
+    has_speed: bool,
+    jobs: dict[str, Job],
+    imported: bool = False,
 ) -> tuple[RowState, str | None]:
     if not measurable(variant):
         return "failed", variant.note
     if choice.reference is None:
         return ("measured", choice.reason) if has_speed else ("waiting", choice.reason)
+    job = jobs.get("quality")
     if has_quality:
         speed = jobs.get("speed")
+        if imported and job and job.state == "dead":
+            return "measured", f"Not measured here: {job.error}"
         return "measured", f"No speed: {speed.error}" if speed and speed.state == "dead" and not has_speed else None
-    job = jobs.get("quality")
     if job and job.state == "dead":
         return "failed", job.error
     return "waiting", None
+
+
+def found_invalid(job: Job | None) -> bool:
+    """Whether a quality job ended with logits that are no numbers: a finding, which no imported figure hides."""
+    return job is not None and job.state == "dead" and job.error_type == NonFiniteLogitsError.__name__
+
+
+def _noise_floor(control: QualityResult | SpeedResult) -> float | None:
+    """The control run's mean KLD; an imported one says nothing of the machines here."""
+    return control.kld.mean if isinstance(control, QualityResult) and control.imported is None else None
 
 
 def _quality_columns(q: QualityResult | None) -> dict[str, object]:
@@ -174,6 +205,7 @@ def _quality_columns(q: QualityResult | None) -> dict[str, object]:
         "same_top_stderr": q.same_top.stderr,
         "delta_p_rms": q.delta_p.rms,
         "quality_json": canonical_json(q.model_dump(mode="json")),
+        "quality_imported": q.imported.tool if q.imported else None,
     }
 
 
@@ -189,9 +221,11 @@ def _speed_columns(s: SpeedResult | None) -> dict[str, object]:
         "n_gen": gen.n_gen if gen else None,
         "tg_ts": gen.avg_ts if gen else None,
         "tg_ts_stddev": gen.stddev_ts if gen else None,
-        "peak_memory_bytes": max((test.peak_memory_bytes for test in s.tests), default=None),
+        # 0 is what an import knows of memory: nothing.
+        "peak_memory_bytes": max((t.peak_memory_bytes for t in s.tests if t.peak_memory_bytes), default=None),
         "peak_vram_bytes": max((t.peak_vram_bytes for t in s.tests if t.peak_vram_bytes), default=None),
         "speed_json": canonical_json(s.model_dump(mode="json")),
+        "speed_imported": s.imported.tool if s.imported else None,
     }
 
 
@@ -199,21 +233,32 @@ def _command(
     q: QualityResult | None, variant: Variant, reference: Variant | None, protocol: Protocol
 ) -> dict[str, object]:
     """The two commands that repeat a quality figure, with the files' own names, quoted for a shell."""
-    if q is None or reference is None:
+    if q is None or q.imported or reference is None:
         return {}
+    shared = "".join(
+        f" --{name.replace('_', '-').removeprefix('n-')} {value}"
+        for name in ("n_batch", "n_ubatch", "type_k", "type_v", "flash_attn")
+        if (value := getattr(protocol, name)) != Protocol.model_fields[name].default
+    )
     chunks = "" if protocol.chunks < 0 else f" --chunks {protocol.chunks}"
+    base = "base.gguf" if q.baseline_format == "states" else "base.kld"
+    clipped = " --as-llama-cpp" if q.baseline_format == "states" and q.scoring == "llama-cpp" else ""
     record = (
         f"quantcard baseline record {shlex.quote(PurePosixPath(reference.files[0].path).name)} --corpus CORPUS.txt "
-        f"--ctx {protocol.n_ctx}{chunks} --out base.kld"
+        f"--ctx {protocol.n_ctx}{chunks}{shared} --out {base}"
     )
     model = shlex.quote(PurePosixPath(variant.files[0].path).name)
-    return {"command": f"{record} && quantcard measure quality {model} --baseline base.kld --json"}
+    return {"command": f"{record} && quantcard measure quality {model} --baseline {base}{clipped}{shared} --json"}
 
 
 def figures_key(rows: list[DatasetRow]) -> str:
     """12 hex digits over what a section says: files and figures, not wording, so that templates may improve."""
-    told = [
-        (r.variant, r.variant_key, r.state, r.reason, json.loads(r.quality_json or "null"), r.pp_ts, r.tg_ts)
-        for r in rows
-    ]
+    told = [(r.variant, r.variant_key, r.state, r.reason, _figures(r), r.pp_ts, r.tg_ts) for r in rows]
     return fingerprint(json.loads(json.dumps(told)))[:12]
+
+
+def _figures(row: DatasetRow) -> Any:
+    """A row's quality result without what changes though no figure does: how long it took, where files lie."""
+    if row.quality_json is None:
+        return None
+    return {name: value for name, value in json.loads(row.quality_json).items() if name not in _NO_FIGURES}

@@ -92,13 +92,19 @@ class Results:
     def measurements(
         self, variant_key: str, protocol_fingerprint: str, *, reference_key: str | None = None
     ) -> dict[str, Measurement]:
-        """The newest measurement of each kind, by kind; with ``reference_key``, quality against that one only."""
+        """The newest measurement of each kind, by kind; with ``reference_key``, quality against that one only.
+
+        An imported one counts only where nothing was measured here.
+        """
         rows = self._db.query(
             "SELECT * FROM measurements WHERE variant_key = ? AND protocol_fingerprint = ? ORDER BY id",
             (variant_key, protocol_fingerprint),
         )
-        return {
-            row["kind"]: Measurement(
+        found: dict[str, Measurement] = {}
+        for row in rows:
+            if row["kind"] == "quality" and reference_key not in (None, row["reference_key"]):
+                continue
+            one = Measurement(
                 row["id"],
                 row["variant_key"],
                 row["kind"],
@@ -106,9 +112,29 @@ class Results:
                 result_adapter.validate_json(row["result"]),
                 row["created_at"],
             )
-            for row in rows
-            if row["kind"] != "quality" or reference_key in (None, row["reference_key"])
-        }
+            before = found.get(one.kind)
+            if before is None or one.result.imported is None or before.result.imported is not None:
+                found[one.kind] = one
+        return found
+
+    def save_import(
+        self,
+        variant_key: str,
+        protocol_fingerprint: str,
+        result: QualityResult | SpeedResult,
+        *,
+        reference_key: str | None,
+        now: float,
+    ) -> Measurement | None:
+        """Add an imported measurement; if one was measured here, or this very one is there, return that instead."""
+        with immediate(self._db):
+            known = self.measurements(variant_key, protocol_fingerprint, reference_key=reference_key).get(result.kind)
+            if known and known.result.imported in (None, result.imported):
+                return known
+            self.save_measurement(
+                variant_key, protocol_fingerprint, result, reference_key=reference_key, job_id=None, now=now
+            )
+        return None
 
     def save_pull(self, repo_id: str, num: int, *, key: str, status: str, url: str | None, now: float) -> None:
         """Remember a pull or its new key and status."""

@@ -120,6 +120,13 @@ def test_states(
     assert _state(given, choice, has_quality=quality, has_speed=speed, jobs=by_kind) == expected
 
 
+def test_an_imported_quality_says_why_it_was_not_measured_here() -> None:
+    for state, reason in (("dead", "Not measured here: It died."), ("todo", None)):
+        jobs = {"quality": job("quality", state)}
+        found = _state(variant(), REFERENCE, has_quality=True, has_speed=True, jobs=jobs, imported=True)
+        assert found == ("measured", reason)
+
+
 def test_the_key_follows_what_is_told() -> None:
     rows = [row("Q8_0"), row("Q4_K_M")]
     key = figures_key(rows)

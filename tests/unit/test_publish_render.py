@@ -18,6 +18,7 @@ from core.dataset import DatasetRow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NO_REFERENCE = "No BF16 or F16 file in this repo, and its card names no base_model."
+ELSEWHERE = CPU | {"llama_cpp": "unknown", "cpu": "unknown", "system_info": "unknown"}
 UNREFERENCED = {"reference_repo": None, "reference_variant": None, "reference_key": None}
 HOSTILE = "[x](javascript:alert(1))|`<img src=x onerror=alert(1)>`|@everyone <!-- quantcard:end -->\u202e*" + "a" * 400
 
@@ -76,6 +77,24 @@ CASES: dict[str, list[DatasetRow]] = {
         ),
     ],
     "two-machines": [row("Q8_0"), row("Q6_K"), row("Q4_K_M", environment=GPU)],
+    "imported": [
+        row("F16"),
+        row("Q8_0"),
+        row("Q6_K", speed_imported="llama-bench", peak_memory_bytes=None),
+        row("Q4_K_M", quality_imported="llama-perplexity", command=None),
+        row(
+            "Q2_K",
+            without="speed",
+            environment=ELSEWHERE,
+            quality_imported="llama-perplexity",
+            reason="Not measured here: The measuring process died (out of memory).",
+            command=None,
+        ),
+    ],
+    "only-imported": [
+        row(label, without="speed", environment=ELSEWHERE, quality_imported="llama-perplexity", command=None)
+        for label in ("Q8_0", "Q4_K_M")
+    ],
 }
 
 
@@ -202,6 +221,17 @@ def test_another_machine_is_ranked_only_after_a_good_control_run(floor: float | 
     if floor is not None:
         rows.append(row("F16", kld_mean=floor, environment=GPU))
     assert any(r.label == "Q4_K_M" for r, _ in rank(rows).ranked) is ranked
+
+
+def test_what_is_imported_is_shown_and_never_recommended() -> None:
+    best = row("Q4_K_M", kld_mean=1e-6, quality_imported="llama-perplexity", kld_stderr=0.0)
+    rows = [row("Q8_0"), row("Q6_K"), best]
+    assert [r.label for r, _ in rank(rows).ranked] == ["Q8_0", "Q6_K"]
+    text = section(rows)
+    advice, rest = text.split("| Quant |")
+    assert "Q4_K_M" not in advice and "Q4_K_M" in rest and "quality imported (llama-perplexity)" in rest
+    own = row("F16", kld_mean=1e-9, quality_imported="llama-perplexity", environment=GPU)
+    assert [r.label for r, _ in rank([*rows, own, row("Q2_K", environment=GPU)]).ranked] == ["Q8_0", "Q6_K"]
 
 
 def test_a_column_without_figures_is_left_out() -> None:

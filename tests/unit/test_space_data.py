@@ -139,6 +139,19 @@ def test_environments_are_ranked_together_below_a_low_noise_floor(
     assert found["A"].apart is found["B"].apart is not together
 
 
+def test_imported_figures_are_shown_outside_the_ranking(tmp_path: Path) -> None:
+    rows = [
+        row(label="A", bpw=4.0, kld_mean=0.01),
+        row(label="B", bpw=5.0, kld_mean=0.0101),
+        row(label="C", bpw=3.0, kld_mean=0.0001, quality_imported="llama-perplexity"),
+        row(label="D", bpw=6.0, kld_mean=0.001, speed_imported="llama-bench"),
+    ]
+    found = {e.row.label: e for e in results_of(tmp_path, rows).rows()}
+    assert [found[x].on_front for x in "ABCD"] == [True, False, False, True]
+    assert found["C"].tied_with is None and found["C"].row.quality_imported == "llama-perplexity"
+    assert found["A"].tied_with is None, "nothing is compared with what was imported"
+
+
 def test_unknown_columns_are_left_alone_and_missing_ones_null(tmp_path: Path) -> None:
     path = write(tmp_path / MEASUREMENTS_PATH, [row()], from_the_future=[[1, 2]])
     table = pq.read_table(path).drop_columns(["tg_ts", "measured_at", "flags", "schema_version", "kld_max"])

@@ -46,6 +46,14 @@ def test_one_front_per_base_model_and_the_reference_is_left_out(entries: Any) ->
     assert list(front.x) == sorted(front.x) and list(front.y) == sorted(front.y, reverse=True)
 
 
+def test_an_imported_point_is_drawn_and_no_front_leads_through_it(entries: Any) -> None:
+    rows = [row(label=x, bpw=bpw, kld_mean=kld) for x, bpw, kld in (("A", 4.0, 0.02), ("B", 6.0, 0.01))]
+    plot = size_vs_kld(entries([*rows, row(label="C", bpw=3.0, kld_mean=0.001, quality_imported="llama-perplexity")]))
+    [front], [points] = lines(plot.figure), markers(plot.figure)
+    assert len(points.x) == 3 and list(front.y) == [0.02, 0.01]
+    assert sum("imported" in hover for (hover,) in points.customdata) == 1
+
+
 def test_uploaders_differ_in_colour_and_in_shape(entries: Any) -> None:
     plot = size_vs_kld(entries([row(repo_id=f"o{i}/r", label=f"L{i}") for i in range(12)]))
     looks = {(t.marker.color, t.marker.symbol[0]) for t in markers(plot.figure)}

@@ -69,6 +69,23 @@ def test_escaped_text_is_only_text(nasty: str) -> None:
     assert "".join(parsed.words) == text.clean(nasty)
 
 
+def test_imported_figures_bear_a_mark(tmp_path: Path) -> None:
+    views = views_of(
+        tmp_path,
+        [
+            row(label="A", quality_imported="llama-perplexity", speed_imported="llama-bench"),
+            row(label="B", speed_imported=NASTY[0]),
+            row(label="C"),
+        ],
+    )
+    table = views.table(State())[0]
+    assert table.count('class="qc-badge qc-imported"') == 2 and "read from llama-perplexity" in table
+    assert table.count(": not ranked") == 1 and not {"script"} & Tags(table).tags
+    page = views.measurement(row(label="A").id)
+    assert "<th>Imported</th>" in page and "speed was measured elsewhere" in page
+    assert "<th>Imported</th>" not in views.measurement(row(label="C").id)
+
+
 def test_a_hostile_row_adds_no_tag_and_no_link(tmp_path: Path) -> None:
     views = views_of(tmp_path, [hostile()])
     table = views.table(State())[0]
