@@ -76,7 +76,7 @@ class Cycle:
         self._pause = pause
         self.store, self.hub, self.settings, self.clock = store, hub, settings, clock
         self._tell_job, self._tell, self.stop = tell_job, tell, stop
-        self.protocol = settings.protocol()
+        self.protocol = settings.protocol_in_force()
 
     def run(self) -> CycleReport:
         """Run every step once."""

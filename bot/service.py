@@ -120,7 +120,7 @@ class Service:
         Raises:
             QuantcardError: the settings, the token or the database can't be used at all.
         """
-        self.settings.protocol()
+        self.settings.protocol_in_force()
         with Store(self.settings.db):
             pass
         with _listen(self.settings.host, self.settings.port) as sock:

@@ -16,10 +16,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bot.protocols import Known, known_protocols, varied
 from core.canonical import sha256_file
-from core.contract import Machine
+from core.contract import BaselineFormat, Machine
 from core.errors import CorpusError, SettingsError
-from core.protocol import WIKITEXT2_TEST, Corpus, Protocol
+from core.protocol import CORPUS_SOURCES, Corpus, Protocol, Source
 
 CONFIG_NAME = "quantcard.toml"
 
@@ -66,11 +67,24 @@ class Settings(BaseSettings):
         repr=False,
         description="the bot's token (read: poll and measure; write: pulls and the dataset)",
     )
+    protocol: str = Field(default="wiki512", description="the protocol in force; 'quantcard protocols' lists them")
+    protocols: Path | None = Field(
+        default=None,
+        description="your own protocols, as TOML; default: quantcard-protocols.toml in the working folder, if any",
+    )
     corpus: Path | None = Field(default=None, description="a text file in place of the protocol's corpus")
-    chunks: int = Field(default=-1, ge=-1, description="chunks measured; -1: all that the corpus holds")
-    n_ctx: int = Field(default=512, ge=8, description="tokens per chunk")
-    repetitions: int = Field(default=5, ge=1, description="timed repetitions of each speed test")
+    chunks: int | None = Field(
+        default=None, ge=-1, description="chunks measured, -1: all that the corpus holds; default: the protocol's"
+    )
+    n_ctx: int | None = Field(default=None, ge=8, description="tokens per chunk; default: the protocol's")
+    repetitions: int | None = Field(
+        default=None, ge=1, description="timed repetitions of each speed test; default: the protocol's"
+    )
     dataset: str = Field(default="", description="owner/name of the results dataset; empty: nothing is published")
+    baseline_format: BaselineFormat = Field(
+        default="states",
+        description="how baselines are kept: 'states' (about a sixtieth of the size) or 'logits' (llama.cpp's .kld)",
+    )
     threads: int = Field(default=0, ge=0, description="threads for measuring; 0: the physical cores")
     gpu_layers: int = Field(default=-1, description="layers on the GPU; -1: all")
     job_timeout_s: float = Field(default=6 * 3600, gt=0, description="seconds after which a measurement is stopped")
@@ -106,7 +120,7 @@ class Settings(BaseSettings):
 
     @field_validator("chunks")
     @classmethod
-    def _some_chunks(cls, value: int) -> int:
+    def _some_chunks(cls, value: int | None) -> int | None:
         if value == 0:
             raise ValueError("give at least 1, or -1 for all that the corpus holds")
         return value
@@ -121,21 +135,52 @@ class Settings(BaseSettings):
         """How jobs may use this machine."""
         return Machine(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
 
-    def protocol(self) -> Protocol:
-        """The protocol in force: ``wiki512``, or a variation of it named by what was changed.
+    def known_protocols(self) -> dict[str, Known]:
+        """The protocols that can be chosen by name: the built-in ones and the operator's own.
 
         Raises:
+            SettingsError: the operator's file is not what it should be.
+        """
+        return known_protocols(self.protocols)
+
+    def corpus_sources(self) -> dict[str, Source]:
+        """Where each text that is known by its sha256 is taken from; the operator's own word goes before ours.
+
+        Raises:
+            SettingsError: the operator's file is not what it should be.
+        """
+        found = dict(CORPUS_SOURCES)
+        for one in self.known_protocols().values():
+            sha256 = one.protocol.corpus.sha256
+            if one.source is not None and one.source != CORPUS_SOURCES.get(sha256):
+                found[sha256] = one.source
+        return found
+
+    def protocol_in_force(self) -> Protocol:
+        """The chosen protocol, or the variation of it that the other settings ask for, named by what they change.
+
+        Raises:
+            SettingsError: there is no such protocol, or what was set makes none.
             CorpusError: the corpus that was set is not there.
         """
-        corpus, name = WIKITEXT2_TEST, f"wiki{self.n_ctx}"
+        known = self.known_protocols()
+        if self.protocol not in known:
+            raise SettingsError(
+                f"There is no protocol {self.protocol!r} (QUANTCARD_PROTOCOL), only {', '.join(known)}. "
+                "See docs/settings.md."
+            )
+        corpus = None
         if self.corpus is not None:
             if not self.corpus.is_file():
                 raise CorpusError(f"The corpus {self.corpus} (QUANTCARD_CORPUS) does not exist. Check the path.")
-            corpus, name = (
-                Corpus(name=self.corpus.name, sha256=sha256_file(self.corpus)),
-                f"custom{self.n_ctx}",
-            )
-        return Protocol(name=name, corpus=corpus, n_ctx=self.n_ctx, chunks=self.chunks, repetitions=self.repetitions)
+            corpus = Corpus(name=self.corpus.name, sha256=sha256_file(self.corpus))
+        return varied(
+            known[self.protocol].protocol,
+            corpus=corpus,
+            n_ctx=self.n_ctx,
+            chunks=self.chunks,
+            repetitions=self.repetitions,
+        )
 
 
 def load_settings(**flags: Any) -> Settings:

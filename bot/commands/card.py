@@ -33,7 +33,7 @@ def card(
     with Store(settings.db) as store:
         seen = view(store, trusted=settings.trusted_owners)
         known = seen.repos.get(repo)
-        protocol = settings.protocol()
+        protocol = settings.protocol_in_force()
         rows = current_rows(store, seen, protocol, repo_id=repo) if known else []
         if known is None or not any(row.kld_mean is not None or row.tg_ts is not None for row in rows):
             raise SettingsError(

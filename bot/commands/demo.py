@@ -20,12 +20,13 @@ from bot.tables import out, rows_table
 from core.canonical import sha256_file, write_atomic
 from core.contract import QuantizeSpec
 from core.gguf_header import read_file_header
+from core.protocol import PROTOCOLS
 
 UPLOADER, BOT, REPO = "demo-uploader", "quantcard-bot", "demo-uploader/quantcard-demo-GGUF"
 QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 BOT_TOKEN, UPLOADER_TOKEN = "hf_demo_bot", "hf_demo_uploader"
 DATASET = f"{BOT}/results"
-CHUNKS = 40
+PROTOCOL = PROTOCOLS["demo"]
 
 CARD = f"""---
 license: apache-2.0
@@ -98,10 +99,12 @@ def _settings(folder: Path, endpoint: str, port: int) -> Settings:
             data_dir=folder / "data",
             hf_endpoint=endpoint,
             hf_token=BOT_TOKEN,
+            protocol=PROTOCOL.name,
+            # The protocol's own values once more, so that no setting of the user's makes another one of it.
             corpus=corpus,
-            chunks=CHUNKS,
-            n_ctx=512,
-            repetitions=3,
+            chunks=PROTOCOL.chunks,
+            n_ctx=PROTOCOL.n_ctx,
+            repetitions=PROTOCOL.repetitions,
             dataset=DATASET,
             publish=True,
             dry_run=False,

@@ -66,7 +66,7 @@ def status(db: DbOption = None, as_json: JsonOption = False) -> None:
     settings = load_settings(db=db)
     with Store(settings.db) as store:
         seen = view(store, trusted=settings.trusted_owners)
-        rows = current_rows(store, seen, settings.protocol())
+        rows = current_rows(store, seen, settings.protocol_in_force())
         counts = store.jobs.counts()
         dead = store.jobs.all(states=("dead",), limit=50)
         running = store.jobs.all(states=("running", "todo"), limit=50)

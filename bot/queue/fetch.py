@@ -7,15 +7,16 @@ import re
 import shutil
 import uuid
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from bot.hub.door import HubDoor
 from bot.store.repos import Variant
 from core.canonical import sha256_file, write_atomic
 from core.errors import CorpusError, HubError, InputError, StorageError
-from core.protocol import CORPUS_SOURCES, Protocol
+from core.protocol import CORPUS_SOURCES, CorpusSource, LocalSource, PackageSource, Protocol, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: No corpus is larger; an archive that says so is not opened.
@@ -122,8 +123,19 @@ def evict(data: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def corpus_path(data: Path, protocol: Protocol, *, given: Path | None, hub: HubDoor) -> Path:
+def corpus_path(
+    data: Path,
+    protocol: Protocol,
+    *,
+    given: Path | None,
+    hub: HubDoor,
+    sources: Mapping[str, Source] = CORPUS_SOURCES,
+) -> Path:
     """The corpus' path: the operator's own file, or the protocol's, fetched from the Hub once and checked.
+
+    Args:
+        given: a file that is taken where it is the protocol's text.
+        sources: by sha256, where texts are taken from (``Settings.corpus_sources()``).
 
     Raises:
         CorpusError: it is not the text that the protocol names.
@@ -135,26 +147,57 @@ def corpus_path(data: Path, protocol: Protocol, *, given: Path | None, hub: HubD
     path = data / "corpora" / f"{wanted}.txt"
     if path.is_file():
         return path
-    source = CORPUS_SOURCES.get(wanted)
+    source = sources.get(wanted)
     if source is None:
         raise CorpusError(
             f"The corpus {protocol.corpus.name!r} (sha256 {wanted[:12]}…) is not at hand. "
             "Set QUANTCARD_CORPUS to the file that these jobs were queued with."
         )
-    folder = data / "corpora" / "downloads"
-    fetched = hub.download(source.repo_id, source.filename, revision="main", folder=folder, repo_type="dataset")
-    try:
-        text = _member(fetched, source.member) if source.member else fetched.read_bytes()
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        fetched.unlink()
-        raise CorpusError(f"{source.filename} of {source.repo_id} is not the archive it should be ({error}).") from None
+    if isinstance(source, LocalSource):
+        return _on_this_machine(source, wanted)
+    text, place = _read(source, folder=data / "corpora" / "downloads", hub=hub)
     if (got := hashlib.sha256(text).hexdigest()) != wanted:
         raise CorpusError(
-            f"{source.filename} of {source.repo_id} holds another text (sha256 {got[:12]}…) than the protocol's. "
+            f"{place} holds another text (sha256 {got[:12]}…) than the protocol's. "
             "Set QUANTCARD_CORPUS to the right file."
         )
     write_atomic(path, text)
     return path
+
+
+def _on_this_machine(source: LocalSource, wanted: str) -> Path:
+    path = Path(source.path)
+    try:
+        got = sha256_file(path)
+    except OSError as error:
+        raise CorpusError(f"The corpus {path.name} can't be read ({error.strerror}). Check its path.") from None
+    if got != wanted:
+        raise CorpusError(f"{path.name} is another text now (sha256 {got[:12]}…) than the protocol's. Put it back.")
+    return path
+
+
+def _read(source: CorpusSource | PackageSource, *, folder: Path, hub: HubDoor) -> tuple[bytes, str]:
+    """A corpus' bytes as they come, and where they came from, for people."""
+    if isinstance(source, PackageSource):
+        place = f"{source.filename} of {source.package}"
+        try:
+            return files(source.package).joinpath(source.filename).read_bytes(), place
+        except (ModuleNotFoundError, OSError):
+            raise CorpusError(
+                f"{place} is not installed. Install quantcard whole, or set QUANTCARD_CORPUS to that file."
+            ) from None
+    place = f"{source.filename} of {source.repo_id}"
+    # Two repos may each have a file of this name.
+    folder = folder / source.repo_id.replace("/", "--")
+    fetched = hub.download(source.repo_id, source.filename, revision="main", folder=folder, repo_type="dataset")
+    if fetched.stat().st_size > _CORPUS_LIMIT:
+        fetched.unlink()
+        raise CorpusError(f"{place} is larger than any corpus.")
+    try:
+        return _member(fetched, source.member) if source.member else fetched.read_bytes(), place
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        fetched.unlink()
+        raise CorpusError(f"{place} is not the archive it should be ({error}).") from None
 
 
 def _member(archive: Path, name: str) -> bytes:

@@ -11,8 +11,9 @@ import pytest
 
 from bot.hub.client import Hub
 from bot.queue import fetch
+from bot.settings import load_settings
 from core.errors import CorpusError, HubNotFoundError
-from core.protocol import CORPUS_SOURCES, WIKITEXT2_TEST, Corpus, CorpusSource, Protocol
+from core.protocol import CORPUS_SOURCES, PROTOCOLS, WIKITEXT2_TEST, Corpus, CorpusSource, LocalSource, Protocol
 from localhub import seed
 from localhub.server import HubServer
 
@@ -85,3 +86,58 @@ def test_a_hub_without_it_and_an_unknown_corpus_are_named(tmp_path: Path, monkey
         unknown = Protocol(corpus=Corpus(name="lost", sha256="0" * 64))
         with pytest.raises(CorpusError, match="QUANTCARD_CORPUS"):
             fetch.corpus_path(tmp_path / "data", unknown, given=None, hub=hub)
+
+
+def test_texts_of_the_operators_own_protocols_come_from_the_hub_or_from_here(tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(TEXT).hexdigest()
+    plain = b"Another text, in no archive.\n" * 40
+    plain_sha256 = hashlib.sha256(plain).hexdigest()
+    (tmp_path / "here.txt").write_bytes(b"A text on this machine.\n")
+    (tmp_path / "own.toml").write_text(
+        f"""
+        [protocol.zipped]
+        corpus = {{ name = "z", sha256 = "{sha256}", repo_id = "me/texts", filename = "a/t.zip", member = "{MEMBER}" }}
+        [protocol.plain]
+        corpus = {{ name = "p", sha256 = "{plain_sha256}", repo_id = "me/texts", filename = "p.txt" }}
+        [protocol.here]
+        corpus = {{ path = "here.txt" }}
+        """
+    )
+    root = tmp_path / "hub"
+    seed.upload_files(root, "me/texts", {"a/t.zip": zipped(TEXT), "p.txt": plain}, repo_type="dataset")
+    settings = load_settings(protocols=tmp_path / "own.toml", data_dir=tmp_path / "data")
+    known, sources = settings.known_protocols(), settings.corpus_sources()
+
+    def text(name: str) -> bytes:
+        path = fetch.corpus_path(settings.data, known[name].protocol, given=None, hub=hub, sources=sources)
+        return path.read_bytes()
+
+    with HubServer(root) as server:
+        hub = Hub(endpoint=server.url, token=None)
+        assert [text(name) for name in ("zipped", "plain")] == [TEXT, plain]
+    assert [text(name) for name in ("zipped", "plain", "here")] == [TEXT, plain, b"A text on this machine.\n"]
+    (tmp_path / "here.txt").write_bytes(b"changed meanwhile")
+    with pytest.raises(CorpusError, match="another text now"):
+        text("here")
+    (tmp_path / "here.txt").unlink()
+    with pytest.raises(CorpusError, match=r"here\.txt can't be read"):
+        text("here")
+
+
+def test_the_demos_text_ships_with_us_and_needs_no_hub(tmp_path: Path) -> None:
+    hub = Hub(endpoint="http://127.0.0.1:9", token=None)
+    path = fetch.corpus_path(tmp_path, PROTOCOLS["demo"], given=None, hub=hub)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == PROTOCOLS["demo"].corpus.sha256
+
+
+def test_the_operators_own_place_of_a_text_goes_before_ours(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    mirror = 'repo_id = "me/mirror", filename = "wiki.test.raw"'
+    own.write_text(
+        f'[protocol.a]\ncorpus = {{ name = "w", sha256 = "{WIKITEXT2_TEST.sha256}", {mirror} }}\n'
+        '[protocol.b]\nbase = "wiki512"\n'
+    )
+    sources = load_settings(protocols=own).corpus_sources()
+    assert sources[WIKITEXT2_TEST.sha256] == CorpusSource(repo_id="me/mirror", filename="wiki.test.raw")
+    assert LocalSource(path="/x/y.txt").basename == "y.txt"
+    assert isinstance(CORPUS_SOURCES[WIKITEXT2_TEST.sha256], CorpusSource)
