@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from bot.commands import baseline, card, demo, hub, inspect, jobs, measure, run, watch
+from bot.commands import baseline, card, compare, demo, hub, imports, inspect, jobs, measure, protocols, run, watch
 from bot.progress import say
 from core.errors import QuantcardError
 
@@ -36,7 +36,10 @@ app.command("status")(watch.status)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(measure.app, name="measure")
 app.add_typer(baseline.app, name="baseline")
+app.command("compare")(compare.compare_files)
+app.add_typer(protocols.app, name="protocols")
 app.command("inspect")(inspect.inspect)
+app.command("import")(imports.import_)
 app.command("card")(card.card)
 app.command("leaderboard")(run.leaderboard)
 

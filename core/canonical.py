@@ -46,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -56,7 +56,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(name).replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES):
-            raise _storage_error(path, error) from error
+            raise storage_error(path, error) from error
         raise
     finally:
         with suppress(FileNotFoundError):
@@ -69,7 +69,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What to raise for an error of the disk."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"The disk is full: {path} could not be written. Free some space and run it again.")
     return StorageError(f"{path} could not be written ({error.strerror}). Check the folder and its permissions.")

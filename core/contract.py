@@ -22,16 +22,25 @@ from core.figures import (
     Interval,
     Timings,
 )
-from core.protocol import Protocol
+from core.protocol import Protocol, Scoring
 
 CONTRACT_VERSION = 2
 
-__all__ = ["KLD", "Bucket", "ChunkIntervals", "DeltaP", "Estimate", "ExactBase", "Imported", "Interval", "Timings"]
+__all__ = [
+    "KLD",
+    "Bucket",
+    "ChunkIntervals",
+    "DeltaP",
+    "Estimate",
+    "ExactBase",
+    "Imported",
+    "Interval",
+    "Scoring",
+    "Timings",
+]
 
 #: How a baseline is stored: llama-perplexity's ``.kld``, or the vectors that enter the output head.
 BaselineFormat = Literal["logits", "states"]
-#: Whose arithmetic a KLD follows: llama-perplexity's (clipped 16 nats below each maximum), or none but the formula's.
-Scoring = Literal["llama-cpp", "unclipped"]
 
 
 class _Model(BaseModel):
@@ -91,6 +100,22 @@ class QualityResult(_Model):
     environment: Environment
 
 
+class QualityFailure(_Model):
+    """Why one of several variants has no figures; ``type`` names a class of :mod:`core.errors`."""
+
+    kind: Literal["failure"] = "failure"
+    model: str
+    type: str
+    message: str
+
+
+class QualityManyResult(_Model):
+    """What measuring several variants in one go gave, in the order asked."""
+
+    kind: Literal["quality-many"] = "quality-many"
+    outcomes: list[Annotated[QualityResult | QualityFailure, Field(discriminator="kind")]]
+
+
 class SpeedTest(_Model):
     """One test of llama-bench with its field names; speeds in tokens per second, times in ns."""
 
@@ -115,7 +140,9 @@ class SpeedTest(_Model):
     stddev_ts: float
     samples_ns: list[int]
     samples_ts: list[float]
-    peak_memory_bytes: int = Field(description="peak resident memory of the process during this test (VmHWM)")
+    peak_memory_bytes: int | None = Field(
+        default=None, description="peak resident memory of the process during this test (VmHWM); null for an import"
+    )
     peak_vram_bytes: int | None = Field(default=None, description="VRAM of this process, by NVML, if any")
 
 
@@ -165,6 +192,7 @@ class BaselineCheck(_Model):
 
     kind: Literal["baseline-check"] = "baseline-check"
     path: str
+    format: BaselineFormat = "logits"
     size_bytes: int
     n_ctx: int
     n_vocab: int
@@ -173,10 +201,14 @@ class BaselineCheck(_Model):
     companion: bool = Field(description="whether checksums, vocabulary and exact base NLL stand beside it")
     reference_sha256: str | None = None
     ppl: Estimate | None = Field(default=None, description="the reference's exact perplexity, where known")
+    self_check: float | None = Field(
+        default=None, description="mean KLD (nats) of rebuilt from true logits on the sample rows, of a states baseline"
+    )
 
 
 Result = Annotated[
-    QualityResult | SpeedResult | BaselineResult | BaselineCheck | QuantizeResult, Field(discriminator="kind")
+    QualityResult | QualityManyResult | SpeedResult | BaselineResult | BaselineCheck | QuantizeResult,
+    Field(discriminator="kind"),
 ]
 
 
@@ -210,19 +242,37 @@ class BaselineSpec(_Run):
     chunks: int = -1
 
 
-class QualitySpec(_Run):
+class _Quality(_Run):
+    """How variants are scored; what the specs for one and for several share."""
+
+    baseline: str
+    chunks: int = -1
+    as_llama_cpp: bool = Field(
+        default=False,
+        description="llama-perplexity's clipped figures from a states baseline, the unclipped beside them",
+    )
+    checkpoint: str | None = Field(default=None, description="where to keep what is done, to resume after a kill")
+    overlap: bool | None = Field(
+        default=None, description="score rows while the next batch is decoded; null: where a GPU decodes"
+    )
+    protocol: Protocol | None = None
+
+
+class QualitySpec(_Quality):
     """Measure ``model`` against ``baseline``."""
 
     kind: Literal["quality"] = "quality"
     model: str
-    baseline: str
-    chunks: int = -1
-    as_llama_cpp: bool = Field(
-        default=False, description="llama-perplexity's clipped figures from a states baseline too"
-    )
     tokens_out: str | None = Field(default=None, description="where to write the per-token sidecar (parquet)")
-    checkpoint: str | None = Field(default=None, description="where to keep what is done, to resume after a kill")
-    protocol: Protocol | None = None
+    model_sha256: str | None = Field(default=None, description="the model's identity, where the asker knows it")
+
+
+class QualityManySpec(_Quality):
+    """Measure several variants of one model in one go: they share the corpus, the baseline's reads and its head."""
+
+    kind: Literal["quality-many"] = "quality-many"
+    models: list[str] = Field(min_length=1)
+    tokens_out: list[str] | None = Field(default=None, description="a sidecar's path for each model")
 
 
 class SpeedSpec(_Run):
@@ -259,7 +309,8 @@ class BaselineToolSpec(_Model):
 
 
 JobSpec = Annotated[
-    BaselineSpec | QualitySpec | SpeedSpec | BaselineToolSpec | QuantizeSpec, Field(discriminator="kind")
+    BaselineSpec | QualitySpec | QualityManySpec | SpeedSpec | BaselineToolSpec | QuantizeSpec,
+    Field(discriminator="kind"),
 ]
 
 

@@ -139,13 +139,14 @@ def quality_statistics(scores: TokenScores) -> QualityStatistics:
         ppl_ratio=ratio,
         ln_ppl_ratio=ln_ratio,
         ppl_cor=correlation,
-        kld=_kld(scores.kld),
+        kld=kld_statistics(scores.kld),
         delta_p=_delta_p(np.exp(-scores.nll) - np.exp(-scores.nll_base)),
         same_top=Estimate(value=share, stderr=float(np.sqrt(share * (1 - share) / (n - 1))) if n > 1 else 0.0),
     )
 
 
-def _kld(kld: F64) -> KLD:
+def kld_statistics(kld: F64) -> KLD:
+    """Mean, standard error and percentiles of per-token KLDs (f64, nats)."""
     mean, se = mean_and_se(float(kld.sum()), float((kld * kld).sum()), len(kld))
     ordered = np.sort(kld.astype(np.float32))
     points = {name: percentile(ordered, fraction) for name, fraction in _KLD_PERCENTILES.items()}

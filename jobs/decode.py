@@ -1,44 +1,55 @@
-"""Runs chunks through a model and hands out the logits of scored positions, a decode at a time.
+"""Plans how chunks go through a model: whole groups of chunks, a micro-batch per decode, scored rows only.
 
-Batch shape is llama-perplexity's (n_batch // n_ctx chunks per decode, the second half of each scored), but the
-batch is ordered as llama.cpp will compute it, so that it need not sort outputs afterwards: that reorder takes
-73 ms per 2,048 tokens at a vocabulary of 152k, on one thread.
+Chunks per group are llama-perplexity's (n_batch // n_ctx, the second half of each scored), and so are the
+micro-batches that llama.cpp computes. But each decode is one micro-batch, ordered as it is computed: llama.cpp need
+not sort outputs afterwards (73 ms per 2,048 tokens at a vocabulary of 152k, on one thread), and host memory holds one
+micro-batch of logits whatever n_ctx is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import CorpusError, SettingsError
 from jobs.baseline.kld_file import KldShape
-from jobs.llama import Context, Model
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How chunks are packed: ``n_seq`` chunks per decode of at most ``n_batch`` tokens."""
+    """How chunks are packed: ``n_seq`` chunks of ``n_ctx`` tokens per group, ``n_ubatch`` tokens per decode.
+
+    ``n_batch`` is at most a group's tokens; where it is less than n_ctx, llama.cpp begins a new micro-batch there.
+    """
 
     n_ctx: int
     n_seq: int
     n_batch: int
     n_ubatch: int
 
+    def most_tokens(self, n_seq: int) -> int:
+        """Tokens of the largest decode of a group of ``n_seq`` chunks."""
+        return max(len(step.positions) for step in steps(self, n_seq))
 
-@dataclass(frozen=True, slots=True)
-class ScoredLogits:
-    """Logits of some scored positions of one group of chunks.
 
-    ``chunk`` (index in the group) and ``row`` (0 = first scored position) have shape (n,); ``logits`` is a view of
-    shape (n, n_vocab), valid until the next decode.
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One decode of a group. ``sequences``, ``positions``, ``outputs`` have shape (n_tokens,).
+
+    ``chunks`` (index in the group) and ``rows`` (0 = first scored position) of its outputs have shape (n_rows,);
+    ``spans`` are the runs among them: (chunk, first row, first output, length).
     """
 
-    chunk: NDArray[np.int64]
-    row: NDArray[np.int64]
-    logits: NDArray[np.float32]
+    sequences: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    outputs: NDArray[np.bool_]
+    chunks: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    spans: tuple[tuple[int, int, int, int], ...]
 
 
 def batch_shape(*, n_ctx: int, n_batch: int, n_ubatch: int) -> BatchShape:
@@ -50,7 +61,7 @@ def batch_shape(*, n_ctx: int, n_batch: int, n_ubatch: int) -> BatchShape:
     n_seq = max(1, n_batch // n_ctx)
     if n_batch > n_ctx and n_batch % n_ctx:
         raise SettingsError(f"n_batch {n_batch} must be smaller than n_ctx {n_ctx} or a multiple of it.")
-    return BatchShape(n_ctx, n_seq, min(n_batch, n_seq * n_ctx), n_ubatch)
+    return BatchShape(n_ctx, n_seq, min(n_batch, n_seq * n_ctx), min(n_ubatch, n_batch))
 
 
 def chunk_tokens(tokens: NDArray[np.int32], *, n_ctx: int, chunks: int) -> NDArray[np.int32]:
@@ -72,51 +83,75 @@ def chunk_tokens(tokens: NDArray[np.int32], *, n_ctx: int, chunks: int) -> NDArr
     return tokens[: n_chunks * n_ctx].reshape(n_chunks, n_ctx)
 
 
-def _order(shape: BatchShape, n_seq: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(sequence, position) of every token of a decode of whole chunks, in the order of computation."""
+@cache
+def steps(shape: BatchShape, n_seq: int) -> tuple[Step, ...]:
+    """The decodes of a group of ``n_seq`` chunks, in order: llama.cpp's own micro-batches."""
     width = max(1, shape.n_ubatch // n_seq)
-    sequences, positions = [], []
-    for start in range(0, shape.n_ctx, width):
-        span = np.arange(start, min(start + width, shape.n_ctx), dtype=np.int32)
-        for sequence in range(n_seq):
-            positions.append(span)
-            sequences.append(np.full(len(span), sequence, dtype=np.int32))
-    return np.concatenate(sequences), np.concatenate(positions)
+    batch = min(shape.n_batch, shape.n_ctx)
+    return tuple(
+        _step(shape, n_seq, start, min(start + width, begin + batch, shape.n_ctx))
+        for begin in range(0, shape.n_ctx, batch)
+        for start in range(begin, min(begin + batch, shape.n_ctx), width)
+    )
 
 
-def decode_group(
-    context: Context, model: Model, tokens: NDArray[np.int32], shape: BatchShape
-) -> Iterator[ScoredLogits]:
-    """Decode one group of chunks, ``tokens`` of shape (n, n_ctx), n <= n_seq; yields once per decode."""
-    first = KldShape(shape.n_ctx, model.n_vocab, 1).first
+def _step(shape: BatchShape, n_seq: int, start: int, stop: int) -> Step:
+    first = KldShape(shape.n_ctx, 1, 1).first
+    positions = np.tile(np.arange(start, stop, dtype=np.int32), n_seq)
+    sequences = np.repeat(np.arange(n_seq, dtype=np.int32), stop - start)
+    # The last position's logits would score a token beyond the chunk: not asked for.
+    outputs = (positions >= first) & (positions < shape.n_ctx - 1)
+    low, high = max(start, first), min(stop, shape.n_ctx - 1)
+    length = max(0, high - low)
+    spans = tuple((chunk, low - first, chunk * length, length) for chunk in range(n_seq)) if length else ()
+    return Step(
+        sequences=sequences,
+        positions=positions,
+        outputs=outputs,
+        chunks=sequences[outputs].astype(np.int64),
+        rows=(positions[outputs] - first).astype(np.int64),
+        spans=spans,
+    )
+
+
+def fed_tokens(tokens: NDArray[np.int32], *, bos: int | None) -> NDArray[np.int32]:
+    """What the model is given for a group's tokens, shape (n, n_ctx): the first of each chunk replaced by BOS."""
+    if bos is None:
+        return tokens
     fed = tokens.copy()
-    if model.add_bos:
-        fed[:, 0] = model.bos
-    context.clear()
-    if shape.n_batch < shape.n_ctx:
-        spans = [
-            np.arange(start, min(start + shape.n_batch, shape.n_ctx), dtype=np.int32)
-            for start in range(0, shape.n_ctx, shape.n_batch)
-        ]
-        steps = [(np.zeros_like(span), span) for span in spans]
-    else:
-        steps = [_order(shape, len(tokens))]
-    for sequences, positions in steps:
-        # The last position's logits would score a token beyond the chunk: not asked for.
-        outputs = (positions >= first) & (positions < shape.n_ctx - 1)
-        context.decode(fed[sequences, positions], positions, sequences, outputs)
-        n_rows = int(outputs.sum())
-        if n_rows:
-            yield ScoredLogits(
-                chunk=sequences[outputs].astype(np.int64),
-                row=(positions[outputs] - first).astype(np.int64),
-                logits=context.logits(n_rows),
-            )
-        else:
-            context.synchronize()
+    fed[:, 0] = bos
+    return fed
 
 
-def groups(n_chunks: int, n_seq: int) -> Iterator[range]:
-    """Chunk indices of each decode group."""
-    for start in range(0, n_chunks, n_seq):
-        yield range(start, min(start + n_seq, n_chunks))
+def groups(n_chunks: int, n_seq: int, *, start: int = 0) -> Iterator[range]:
+    """Chunk indices of each group, from the one that begins with ``start``."""
+    for first in range(start, n_chunks, n_seq):
+        yield range(first, min(first + n_seq, n_chunks))
+
+
+def schedule(counts: list[list[bool]], *, overlap: bool) -> Iterator[tuple[int, int]]:
+    """The order of decodes over groups, as (group, step).
+
+    A decode without outputs leaves the last one's logits where they are, so that they can be scored meanwhile.
+    With ``overlap``, such decodes of the next group are put between the decodes with outputs of the one before.
+
+    Args:
+        counts: per group, per step: whether it has outputs.
+    """
+    if not overlap:
+        for group, of_group in enumerate(counts):
+            for step in range(len(of_group)):
+                yield group, step
+        return
+    done = [0] * len(counts)
+    for group, of_group in enumerate(counts):
+        while done[group] < len(of_group):
+            step = done[group]
+            done[group] += 1
+            yield group, step
+            after = group + 1
+            if of_group[step] and after < len(counts):
+                ahead = done[after]
+                if ahead < len(counts[after]) and not counts[after][ahead]:
+                    done[after] += 1
+                    yield after, ahead

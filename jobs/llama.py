@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.contract import Environment, Machine
-from core.errors import GGUFError, JobError, SettingsError
+from core.errors import GGUFError, JobError
 from core.gguf_files import shard_names, shard_of
 from core.gguf_header import read_file_header
 
 TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
-_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 _FULL_LOG = 200
 
 _log_lines: deque[str] = deque(maxlen=_FULL_LOG)
@@ -49,6 +49,17 @@ def _lib() -> Any:
         if (params.n_batch, params.n_ubatch, params.n_seq_max) != (2048, 512, 1):
             raise JobError("libllama and llama-cpp-python disagree; reinstall llama-cpp-python (see docs/install.md).")
     return lib
+
+
+def ggml() -> Any:
+    """libggml's functions that the bindings do not bind, typed: found in the library that libllama itself uses."""
+    base = _lib()._lib
+    base.ggml_get_name.argtypes, base.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    base.ggml_nrows.argtypes, base.ggml_nrows.restype = [ctypes.c_void_p], ctypes.c_int64
+    base.ggml_nbytes.argtypes, base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    base.ggml_backend_tensor_get.restype = None
+    return base
 
 
 def last_log(n: int = 1) -> str:
@@ -132,6 +143,8 @@ class Model:
         self.add_bos: bool = bool(self.lib.llama_vocab_get_add_bos(self.vocab))
         self.add_eos: bool = bool(self.lib.llama_vocab_get_add_eos(self.vocab))
         self.bos: int = self.lib.llama_vocab_bos(self.vocab)
+        self.n_embd: int = self.lib.llama_model_n_embd(self._model)
+        self.n_ctx_train: int = self.lib.llama_model_n_ctx_train(self._model)
 
     def __enter__(self) -> Self:
         return self
@@ -200,128 +213,3 @@ def shard_paths(path: Path) -> list[Path]:
         if not shard.exists():
             raise GGUFError(f"{shard.name} is missing beside {path.name}; fetch all {count} shards.")
     return paths
-
-
-class Context:
-    """A context for ``n_seq`` sequences of ``n_ctx`` tokens each. Use as a context manager."""
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_seq: int,
-        n_batch: int,
-        n_ubatch: int,
-        type_k: str,
-        type_v: str,
-        flash_attn: str,
-        n_threads: int,
-        swa_full: bool = False,
-    ) -> None:
-        for kind in (type_k, type_v):
-            if kind not in TYPES:
-                raise SettingsError(f"KV cache type {kind!r} is not one of {', '.join(TYPES)}.")
-        self.model, self.lib, self.n_vocab = model, model.lib, model.n_vocab
-        params = self.lib.llama_context_default_params()
-        params.n_ctx = n_ctx * n_seq
-        params.n_seq_max = n_seq
-        params.n_batch, params.n_ubatch = n_batch, min(n_ubatch, n_batch)
-        params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = _FLASH_ATTN[flash_attn]
-        params.type_k, params.type_v = TYPES[type_k], TYPES[type_v]
-        # llama-perplexity's and llama-bench's settings; the library's own defaults differ.
-        params.swa_full, params.kv_unified = swa_full, False
-        self._context = self.lib.llama_init_from_model(model.handle, params)
-        if not self._context:
-            raise JobError(
-                f"llama.cpp could not make a context of {n_ctx * n_seq} tokens for {model.path.name}: "
-                f"{last_log(2) or 'probably too little memory'}."
-            )
-        self.n_batch = n_batch
-        self._batch = self.lib.llama_batch_init(n_batch, 0, 1)
-        fields = {"token": ctypes.c_int32, "pos": ctypes.c_int32, "n_seq_id": ctypes.c_int32, "logits": ctypes.c_int8}
-        self._fields: dict[str, NDArray[Any]] = {
-            name: np.ctypeslib.as_array(ctypes.cast(getattr(self._batch, name), ctypes.POINTER(kind)), shape=(n_batch,))
-            for name, kind in fields.items()
-        }
-        self._fields["n_seq_id"][:] = 1
-        # What stands in the batch's seq_id pointers: they are only rewritten where they change.
-        self._sequences = np.full(n_batch, -1, dtype=np.int32)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the context and its batch; safe to call twice."""
-        if self._context:
-            self.lib.llama_batch_free(self._batch)
-            self.lib.llama_free(self._context)
-            self._context = None
-
-    def clear(self, *, data: bool = True) -> None:
-        """Forget all sequences."""
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(self._context), data)
-
-    def decode(
-        self,
-        tokens: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        sequences: NDArray[np.int32],
-        outputs: NDArray[np.bool_],
-    ) -> None:
-        """Decode one batch; all arrays of shape (n,), n <= n_batch.
-
-        Raises:
-            JobError: llama.cpp refused the batch (no room in the KV cache, out of memory).
-        """
-        n = len(tokens)
-        if n > self.n_batch:
-            raise JobError(f"A batch of {n} tokens does not fit the context's {self.n_batch}.")
-        if n and not (int(tokens.min()) >= 0 and int(tokens.max()) < self.n_vocab):
-            raise JobError(f"A token id lies outside the vocabulary of {self.n_vocab}.")
-        self._fields["token"][:n] = tokens
-        self._fields["pos"][:n] = positions
-        self._fields["logits"][:n] = outputs
-        if not np.array_equal(self._sequences[:n], sequences):
-            for index, sequence in enumerate(sequences.tolist()):
-                self._batch.seq_id[index][0] = sequence
-            self._sequences[:n] = sequences
-        self._run(n)
-
-    def decode_one(self, token: int, position: int) -> None:
-        """Decode one token of sequence 0 and ask for its logits, with as little around it as can be.
-
-        Raises:
-            JobError: as :meth:`decode`.
-        """
-        fields = self._fields
-        fields["token"][0], fields["pos"][0], fields["logits"][0] = token, position, 1
-        if self._sequences[0] != 0:
-            self._batch.seq_id[0][0] = self._sequences[0] = 0
-        self._run(1)
-
-    def _run(self, n: int) -> None:
-        self._batch.n_tokens = n
-        code = self.lib.llama_decode(self._context, self._batch)
-        if code:
-            raise JobError(f"llama.cpp failed to decode (code {code}): {last_log(2) or 'no reason given'}.")
-
-    def logits(self, n_rows: int) -> NDArray[np.float32]:
-        """The logits of the last decode's outputs in batch order: a view of shape (n_rows, n_vocab), valid until
-        the next decode."""
-        pointer = self.lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(n_rows, self.n_vocab))
-
-    def next_position(self) -> int:
-        """The position that follows the last token of sequence 0."""
-        return int(self.lib.llama_memory_seq_pos_max(self.lib.llama_get_memory(self._context), 0)) + 1
-
-    def synchronize(self) -> None:
-        """Wait until the device has finished."""
-        self.lib.llama_synchronize(self._context)

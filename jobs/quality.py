@@ -1,214 +1,282 @@
-"""Measures a variant's quality against a baseline: perplexity, KL divergence, Δp, same top p."""
+"""Measures variants' quality against a baseline: perplexity, KL divergence, Δp, same top p."""
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.contract import QualityResult, QualitySpec
-from core.errors import BaselineError, NonFiniteLogitsError, VocabularyMismatchError
-from core.statistics import TokenScores, exact_base, quality_statistics
+from core.contract import (
+    Environment,
+    QualityFailure,
+    QualityManyResult,
+    QualityManySpec,
+    QualityResult,
+    QualitySpec,
+    Timings,
+)
+from core.errors import (
+    BaselineError,
+    NonFiniteLogitsError,
+    QuantcardError,
+    SettingsError,
+    StorageError,
+    VocabularyMismatchError,
+)
+from core.protocol import SCORING_VERSION
 from jobs import Progress
-from jobs.baseline.kld_file import KldReader
-from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256
-from jobs.decode import ScoredLogits, batch_shape, decode_group, groups
-from jobs.divergence import compare_rows, run_blocks
-from jobs.llama import Context, Model, environment
+from jobs.baseline.meta import vocab_sha256
+from jobs.baseline.source import Baseline, open_baseline
+from jobs.checkpoint import Checkpoint
+from jobs.context import Context
+from jobs.decode import BatchShape, Step, batch_shape, groups
+from jobs.figures import result_of
+from jobs.llama import Model, environment, shard_paths
+from jobs.passes import make_context, stamp
+from jobs.scoring import RowPool, Table, check_verdicts
+from jobs.walk import Walk
 
-#: Mean NLL (nats) from which a perplexity is no number that means anything.
-_MAX_NLL = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrays:
-    """Per-token values in the making, each of shape (n_chunks, rows_per_chunk)."""
-
-    nll: NDArray[np.float32]
-    nll_base: NDArray[np.float32]
-    kld: NDArray[np.float64]
-    same_top: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, n_chunks: int, rows: int) -> _Arrays:
-        shape = (n_chunks, rows)
-        return cls(
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.float64),
-            np.zeros(shape, np.bool_),
-        )
-
-    def scores(self) -> TokenScores:
-        return TokenScores(self.nll.ravel(), self.nll_base.ravel(), self.kld.ravel(), self.same_top.ravel())
+#: Chunks looked at before a broken model is given up: enough to say how broken it is.
+_CHUNKS_OF_A_BROKEN_MODEL = 16
 
 
-def _score(
-    pool: ThreadPoolExecutor,
-    scored: ScoredLogits,
-    tokens: NDArray[np.int32],
-    base: NDArray[np.uint16],
-    start: int,
-    into: _Arrays,
-    *,
-    check_mass: bool,
-) -> None:
-    """Compare one decode's rows with the base's on all threads; ``start`` is the group's first chunk."""
-    first = tokens.shape[1] // 2
-    targets = tokens[scored.chunk, scored.row + first + 1].astype(np.int64)
+@dataclass(slots=True)
+class _Variant:
+    """One model of a run: its table, and why it has no figures if it has none."""
 
-    def work(part: slice) -> None:
-        chunk, row = scored.chunk[part], scored.row[part]
-        local = _Arrays.empty(1, len(chunk))
-        compare_rows(
-            scored.logits[part],
-            targets[part],
-            base[chunk, row],
-            nll=local.nll[0],
-            nll_base=local.nll_base[0],
-            kld=local.kld[0],
-            same_top=local.same_top[0],
-            check_mass=check_mass,
-        )
-        where = (start + chunk, row)
-        into.nll[where], into.nll_base[where] = local.nll[0], local.nll_base[0]
-        into.kld[where], into.same_top[where] = local.kld[0], local.same_top[0]
-
-    run_blocks(pool, len(targets), scored.logits.shape[1], work)
-
-
-def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
-    """Raise :class:`BaselineError` when a base file and its companion do not belong together."""
-    if meta is None:
-        return
-    shape = reader.shape
-    same = (meta.n_ctx, meta.n_vocab, meta.n_chunks) == (shape.n_ctx, shape.n_vocab, shape.n_chunks)
-    tokens = np.ascontiguousarray(reader.tokens, dtype="<i4").tobytes()
-    if not same or hashlib.sha256(tokens).hexdigest() != meta.tokens_sha256:
-        raise BaselineError(
-            f"{reader.path} and its .json do not belong together: one of them is corrupt. Record it again."
-        )
-
-
-def check_vocabulary(model: Model, reader: KldReader, meta: BaselineMeta | None) -> None:
-    """Raise :class:`VocabularyMismatchError` unless the model's tokens are the baseline's."""
-    name, shape = model.path.name, reader.shape
-    if model.n_vocab != shape.n_vocab:
-        raise VocabularyMismatchError(
-            f"{name} has a vocabulary of {model.n_vocab} tokens, the baseline of {shape.n_vocab}: "
-            "it was recorded from another model. Record a baseline from this model's own F16 or BF16."
-        )
-    if meta is None or meta.vocab_sha256 is None:
-        return
-    if vocab_sha256(model.vocab_texts()) != meta.vocab_sha256:
-        raise VocabularyMismatchError(
-            f"{name} has as many tokens as the baseline, but other ones: it was recorded from another model. "
-            "Record a baseline from this model's own F16 or BF16."
-        )
-    if model.add_bos != meta.add_bos:
-        raise VocabularyMismatchError(
-            f"{name} {'adds' if model.add_bos else 'does not add'} a BOS token, its baseline was recorded "
-            "the other way round; the figures would not be comparable. Fix tokenizer.ggml.add_bos_token."
-        )
+    path: Path
+    table: Table
+    model: Model | None = None
+    context: Context | None = None
+    error: QuantcardError | None = None
 
 
 def measure(spec: QualitySpec, progress: Progress) -> QualityResult:
-    """Every figure that ``llama-perplexity --kl-divergence`` prints, for one model and one base file.
+    """One model's figures against one baseline.
 
     Raises:
         GGUFError: the model can't be used.
         BaselineError: the baseline can't be used.
         VocabularyMismatchError: they do not belong together.
         NonFiniteLogitsError: the model is INVALID.
+        SettingsError: the settings contradict each other.
     """
-    reader = KldReader(Path(spec.baseline))
-    meta = read_meta(Path(spec.baseline))
-    check_meta(reader, meta)
-    found = environment(spec.machine)
-    kld_shape = reader.shape
-    n_chunks = kld_shape.n_chunks if spec.chunks < 0 else min(spec.chunks, kld_shape.n_chunks)
-    if n_chunks == 0:
-        raise BaselineError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
-    shape = batch_shape(n_ctx=kld_shape.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
-    arrays = _Arrays.empty(n_chunks, kld_shape.rows_per_chunk)
-    with Model(Path(spec.model), spec.machine) as model:
-        check_vocabulary(model, reader, meta)
-        context = Context(
-            model,
-            n_ctx=kld_shape.n_ctx,
-            n_seq=min(shape.n_seq, n_chunks),
-            n_batch=min(shape.n_batch, shape.n_ctx * n_chunks),
-            n_ubatch=spec.n_ubatch,
-            type_k=spec.type_k,
-            type_v=spec.type_v,
-            flash_attn=spec.flash_attn,
-            n_threads=found.n_threads,
-        )
-        with context, ThreadPoolExecutor(found.n_threads) as pool:
-            for group in groups(n_chunks, shape.n_seq):
-                progress("measuring", group.start, n_chunks)
-                base = np.stack([reader.chunk(index) for index in group])
-                _check_sums(base, group, meta)
-                group_tokens = reader.tokens[group.start : group.stop]
-                for scored in decode_group(context, model, group_tokens, shape):
-                    _score(pool, scored, group_tokens, base, group.start, arrays, check_mass=meta is None)
-        progress("measuring", n_chunks, n_chunks)
-    scores = arrays.scores()
-    _check_finite(Path(spec.model).name, scores)
-    statistics = quality_statistics(scores)
-    true_nll = meta.exact_nll if meta else None
-    exact = exact_base(scores.nll, true_nll[: len(scores)]) if true_nll is not None else None
-    return QualityResult(
-        ppl=statistics.ppl,
-        ppl_base=statistics.ppl_base,
-        ppl_ratio=statistics.ppl_ratio,
-        ln_ppl_ratio=statistics.ln_ppl_ratio,
-        ppl_cor=statistics.ppl_cor,
-        kld=statistics.kld,
-        delta_p=statistics.delta_p,
-        same_top=statistics.same_top,
-        n_tokens=len(scores),
-        n_chunks=n_chunks,
-        exact=exact,
-        protocol=_protocol(spec, reader, meta, n_chunks),
-        environment=found,
+    tokens_out = [Path(spec.tokens_out)] if spec.tokens_out else None
+    (outcome,) = _measure(spec, [Path(spec.model)], tokens_out, progress, sha256=spec.model_sha256)
+    if isinstance(outcome, QuantcardError):
+        raise outcome
+    return outcome
+
+
+def measure_many(spec: QualityManySpec, progress: Progress) -> QualityManyResult:
+    """The figures of several variants of one model, or why one of them has none.
+
+    Raises:
+        BaselineError: the baseline can't be used.
+        SettingsError: the settings contradict each other.
+    """
+    models = [Path(model) for model in spec.models]
+    if spec.tokens_out is not None and len(spec.tokens_out) != len(models):
+        raise SettingsError("Give a sidecar's path for each model, or none.")
+    tokens_out = [Path(path) for path in spec.tokens_out] if spec.tokens_out else None
+    return QualityManyResult(
+        outcomes=[
+            QualityFailure(model=str(model), type=type(outcome).__name__, message=str(outcome))
+            if isinstance(outcome, QuantcardError)
+            else outcome
+            for model, outcome in zip(models, _measure(spec, models, tokens_out, progress), strict=True)
+        ]
     )
 
 
-def _check_finite(name: str, scores: TokenScores) -> None:
-    # exp overflows beyond 709 nats a token; a model that surprised is as broken as one that says NaN.
-    if not float(scores.nll.mean(dtype=np.float64)) < _MAX_NLL:
-        raise NonFiniteLogitsError(
-            f"INVALID: {name} has a perplexity beyond any meaning. Quantize it again or report it to its uploader."
+def _measure(
+    spec: QualitySpec | QualityManySpec,
+    models: list[Path],
+    tokens_out: list[Path] | None,
+    progress: Progress,
+    *,
+    sha256: str | None = None,
+) -> list[QualityResult | QuantcardError]:
+    found = environment(spec.machine)
+    on_device = found.backend != "CPU" and found.n_gpu_layers != 0
+    overlap = on_device and len(models) == 1 if spec.overlap is None else spec.overlap
+    if overlap and len(models) > 1:
+        raise SettingsError("Several variants at once are decoded in turn; leave overlap out.")
+    with ExitStack() as stack:
+        baseline = stack.enter_context(
+            closing(
+                open_baseline(
+                    Path(spec.baseline),
+                    machine=spec.machine,
+                    n_threads=found.n_threads,
+                    as_llama_cpp=spec.as_llama_cpp,
+                    overlap=overlap,
+                )
+            )
+        )
+        n_chunks = _chunks(spec, baseline)
+        both = baseline.format == "states" and spec.as_llama_cpp
+        variants = [_Variant(path, Table.empty(n_chunks, baseline.shape.rows_per_chunk, both=both)) for path in models]
+        checkpoint = stack.enter_context(closing(_checkpoint(spec, models, baseline, n_chunks, found)))
+        timings = _fill(spec, baseline, variants, checkpoint, found, progress, overlap=overlap)
+        outcomes: list[QualityResult | QuantcardError] = []
+        for index, variant in enumerate(variants):
+            try:
+                if variant.error:
+                    raise variant.error
+                check_verdicts(variant.path.name, variant.table.verdicts, first=baseline.shape.first)
+                out = tokens_out[index] if tokens_out else None
+                outcomes.append(
+                    result_of(
+                        spec, baseline, variant.path, variant.table, found, timings, tokens_out=out, sha256=sha256
+                    )
+                )
+            except (BaselineError, StorageError):
+                # Not this variant's fault: nothing that was measured is given up.
+                raise
+            except QuantcardError as error:
+                outcomes.append(error)
+        checkpoint.remove()
+    return outcomes
+
+
+def _chunks(spec: QualitySpec | QualityManySpec, baseline: Baseline) -> int:
+    if spec.chunks == 0:
+        raise BaselineError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
+    return baseline.shape.n_chunks if spec.chunks < 0 else min(spec.chunks, baseline.shape.n_chunks)
+
+
+def _checkpoint(
+    spec: QualitySpec | QualityManySpec, models: list[Path], baseline: Baseline, n_chunks: int, found: Environment
+) -> Checkpoint:
+    """The checkpoint of a run, bound to everything that decides its figures."""
+    if spec.checkpoint is None:
+        return Checkpoint(None, None)
+    not_deciding = {"kind", "model", "models", "baseline", "checkpoint", "tokens_out", "chunks", "overlap"}
+    asked = spec.model_dump(mode="json", exclude=not_deciding | {"model_sha256"})
+    stats = [(shard.name, shard.stat()) for model in models for shard in shard_paths(model) if shard.exists()]
+    files = [[name, found.st_size, found.st_mtime_ns] for name, found in stats]
+    return Checkpoint(
+        Path(spec.checkpoint),
+        [asked, files, baseline.identity, n_chunks, found.model_dump(mode="json"), SCORING_VERSION],
+    )
+
+
+def _fill(
+    spec: QualitySpec | QualityManySpec,
+    baseline: Baseline,
+    variants: list[_Variant],
+    checkpoint: Checkpoint,
+    found: Environment,
+    progress: Progress,
+    *,
+    overlap: bool,
+) -> Timings:
+    """Score every chunk that an earlier run has not, into the variants' tables; what the time went into."""
+    n_chunks = len(variants[0].table.scores)
+    shape = batch_shape(n_ctx=baseline.shape.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
+    start = _resume(checkpoint, variants, shape, n_chunks)
+    timings = Timings()
+    if start == n_chunks:
+        return timings
+    targets = baseline.tokens[:, baseline.shape.first + 1 :].astype(np.int64)
+    with ExitStack() as stack:
+        begin = time.perf_counter()
+        for variant in variants:
+            try:
+                variant.model = stack.enter_context(Model(variant.path, spec.machine))
+                check_vocabulary(variant.model, baseline)
+                variant.context = stack.enter_context(
+                    make_context(
+                        variant.model, spec, shape, n_chunks=n_chunks, n_threads=found.n_threads, overlap=overlap
+                    )
+                )
+            except QuantcardError as error:
+                variant.error = error
+        timings.load = time.perf_counter() - begin
+        alive = [variant for variant in variants if variant.error is None]
+        contexts = [variant.context for variant in alive if variant.context]
+        pool = stack.enter_context(RowPool(found.n_threads))
+
+        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32]]) -> list[Future[None]]:
+            rows = [(mine, variant.table) for mine, variant in zip(logits, alive, strict=True)]
+            return baseline.start(pool, group, step, rows, targets[group.start : group.stop])
+
+        def on_group(group: range) -> None:
+            baseline.finish(group)
+            checkpoint.append(stamp(group) + b"".join(variant.table.pack(group) for variant in variants))
+            if group.stop >= _CHUNKS_OF_A_BROKEN_MODEL:
+                _give_up_broken(alive, contexts, done=group.stop, first=baseline.shape.first)
+            progress("measuring", group.stop, n_chunks)
+
+        if alive:
+            progress("measuring", start, n_chunks)
+            Walk(
+                contexts=contexts,
+                shape=shape,
+                tokens=baseline.tokens[:n_chunks],
+                on_outputs=on_outputs,
+                on_group=on_group,
+                before_group=lambda group: baseline.prefetch(range(group.stop, min(group.stop + len(group), n_chunks))),
+                start=start,
+                overlap=overlap,
+                timings=timings,
+            ).run()
+    timings.head = baseline.head_seconds
+    timings.score -= timings.head
+    return timings
+
+
+def _give_up_broken(alive: list[_Variant], contexts: list[Context], *, done: int, first: int) -> None:
+    """Decode no more of models that are broken: enough was seen to say how broken.
+
+    Raises:
+        BaselineError: it is the baseline that is broken.
+    """
+    for index in reversed(range(len(alive))):
+        variant = alive[index]
+        try:
+            check_verdicts(variant.path.name, variant.table.verdicts[:done], first=first)
+        except NonFiniteLogitsError as error:
+            variant.error = error
+            del alive[index], contexts[index]
+
+
+def check_vocabulary(model: Model, baseline: Baseline) -> None:
+    """Raise :class:`VocabularyMismatchError` unless the model's tokens are the baseline's."""
+    name, n_vocab, facts = model.path.name, baseline.shape.n_vocab, baseline.facts
+    if model.n_vocab != n_vocab:
+        raise VocabularyMismatchError(
+            f"{name} has a vocabulary of {model.n_vocab} tokens, the baseline of {n_vocab}: "
+            "it was recorded from another model. Record a baseline from this model's own F16 or BF16."
+        )
+    if facts is None or facts.vocab_sha256 is None:
+        return
+    if vocab_sha256(model.vocab_texts()) != facts.vocab_sha256:
+        raise VocabularyMismatchError(
+            f"{name} has as many tokens as the baseline, but other ones: it was recorded from another model. "
+            "Record a baseline from this model's own F16 or BF16."
+        )
+    if model.add_bos != facts.add_bos:
+        raise VocabularyMismatchError(
+            f"{name} {'adds' if model.add_bos else 'does not add'} a BOS token, its baseline was recorded "
+            "the other way round; the figures would not be comparable. Fix tokenizer.ggml.add_bos_token."
         )
 
 
-def _check_sums(base: NDArray[np.uint16], group: range, meta: BaselineMeta | None) -> None:
-    for data, index in zip(base, group, strict=True):
-        if meta is not None and zlib.crc32(data.tobytes()) != meta.chunk_crc32[index]:
-            raise BaselineError(f"The baseline is corrupt: chunk {index} fails its checksum. Record it again.")
-
-
-def _protocol(spec: QualitySpec, reader: KldReader, meta: BaselineMeta | None, n_chunks: int) -> dict[str, Any]:
-    """What was asked for: the named protocol when there is one, else the settings of this run."""
-    if spec.protocol is not None:
-        return {**spec.protocol.model_dump(mode="json"), "fingerprint": spec.protocol.fingerprint}
-    return {
-        "name": None,
-        "corpus_sha256": meta.corpus_sha256 if meta else None,
-        "baseline": reader.path.name,
-        "reference_sha256": meta.reference_sha256 if meta else None,
-        "n_ctx": reader.shape.n_ctx,
-        "chunks": n_chunks,
-        "n_batch": spec.n_batch,
-        "n_ubatch": spec.n_ubatch,
-        "type_k": spec.type_k,
-        "type_v": spec.type_v,
-        "flash_attn": spec.flash_attn,
-    }
+def _resume(checkpoint: Checkpoint, variants: list[_Variant], shape: BatchShape, n_chunks: int) -> int:
+    """Put what an earlier run finished into the tables; the first chunk that is left to do."""
+    done = 0
+    for group, record in zip(groups(n_chunks, shape.n_seq), checkpoint.records, strict=False):
+        if record[:8] != stamp(group):
+            break
+        size = (len(record) - 8) // len(variants)
+        for index, variant in enumerate(variants):
+            variant.table.unpack(group, record[8 + index * size : 8 + (index + 1) * size])
+        done = group.stop
+    return done

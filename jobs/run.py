@@ -21,6 +21,7 @@ from core.contract import (
     BaselineToolSpec,
     ErrorEvent,
     ProgressEvent,
+    QualityManySpec,
     QualitySpec,
     QuantizeSpec,
     Result,
@@ -54,7 +55,8 @@ class _Reporter:
 
 
 def execute(
-    spec: BaselineSpec | BaselineToolSpec | QualitySpec | SpeedSpec | QuantizeSpec, reporter: _Reporter
+    spec: BaselineSpec | BaselineToolSpec | QualitySpec | QualityManySpec | SpeedSpec | QuantizeSpec,
+    reporter: _Reporter,
 ) -> Result:
     """Run one job here and now."""
     match spec:
@@ -70,6 +72,10 @@ def execute(
             from jobs.quality import measure
 
             return measure(spec, reporter.progress)
+        case QualityManySpec():
+            from jobs.quality import measure_many
+
+            return measure_many(spec, reporter.progress)
         case SpeedSpec():
             from jobs.speed import measure as measure_speed
 

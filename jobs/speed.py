@@ -1,7 +1,8 @@
 """Tokens per second, measured as llama-bench measures them (source: tools/llama-bench/llama-bench.cpp).
 
-One context per test; an untimed warm-up; per repetition the memory is cleared, then prompt or generation is timed
-with random tokens; averages and the sample standard deviation are taken over the repetitions' tokens per second.
+One context per test; an untimed warm-up; per repetition the memory is cleared and filled to the depth, then prompt
+and generation are timed with random tokens; averages and the sample standard deviation are taken over the repetitions'
+tokens per second.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,22 +18,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.contract import SpeedResult, SpeedSpec, SpeedTest
+from core.contract import Environment, SpeedResult, SpeedSpec, SpeedTest
 from core.errors import SettingsError
 from jobs import Progress
-from jobs.llama import Context, Model, environment
+from jobs.context import Context
+from jobs.llama import Model, environment
 from jobs.memory import PeakVram, peak_rss_bytes, reset_peak_rss
 
 
-def tests_of(spec: SpeedSpec) -> list[tuple[int, int]]:
-    """(n_prompt, n_gen) of each test: prompt tests first, then generation tests; zeros are left out.
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One of llama-bench's tests: a prompt, a generation or both under one clock, after ``n_depth`` tokens."""
+
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+
+
+def tests_of(spec: SpeedSpec) -> list[Test]:
+    """The tests in llama-bench's order: for each depth prompts, generations, then pairs; zeros are left out.
 
     Raises:
         SettingsError: nothing to test.
     """
-    tests = [(n, 0) for n in spec.n_prompt if n > 0] + [(0, n) for n in spec.n_gen if n > 0]
+    kinds = [(n, 0) for n in spec.n_prompt] + [(0, n) for n in spec.n_gen] + list(spec.n_pg)
+    tests = [Test(p, g, d) for d in spec.n_depth or [0] for p, g in kinds if p > 0 or g > 0]
     if not tests:
-        raise SettingsError("Nothing to time: give -p or -n a number above 0.")
+        raise SettingsError("Nothing to time: give -p, -n or -pg a number above 0.")
     return tests
 
 
@@ -47,18 +60,9 @@ def measure(spec: SpeedSpec, progress: Progress) -> SpeedResult:
     results = []
     total = len(tests) * spec.repetitions
     with Model(Path(spec.model), spec.machine) as model:
-        for index, (n_prompt, n_gen) in enumerate(tests):
-            results.append(
-                _test(
-                    spec,
-                    model,
-                    n_prompt=n_prompt,
-                    n_gen=n_gen,
-                    n_threads=found.n_threads,
-                    n_gpu_layers=found.n_gpu_layers,
-                    tick=partial(_tick, progress, index * spec.repetitions, total),
-                )
-            )
+        for index, test in enumerate(tests):
+            tick = partial(_tick, progress, index * spec.repetitions, total)
+            results.append(_run(spec, model, test, found, tick))
     return SpeedResult(tests=results, environment=found)
 
 
@@ -66,47 +70,43 @@ def _tick(progress: Progress, before: int, total: int, done: int) -> None:
     progress("timing", before + done, total)
 
 
-def _test(
-    spec: SpeedSpec,
-    model: Model,
-    *,
-    n_prompt: int,
-    n_gen: int,
-    n_threads: int,
-    n_gpu_layers: int,
-    tick: Callable[[int], None],
-) -> SpeedTest:
+def _run(spec: SpeedSpec, model: Model, test: Test, found: Environment, tick: Callable[[int], None]) -> SpeedTest:
     random = np.random.default_rng(1)
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     samples_ns: list[int] = []
     reset_peak_rss()
     context = Context(
         model,
-        n_ctx=n_prompt + n_gen,
+        n_ctx=test.n_prompt + test.n_gen + test.n_depth,
         n_seq=1,
         n_batch=spec.n_batch,
         n_ubatch=spec.n_ubatch,
         type_k=spec.type_k,
         type_v=spec.type_v,
         flash_attn=spec.flash_attn,
-        n_threads=n_threads,
+        n_threads=found.n_threads,
     )
     with context, PeakVram() as vram:
-        if n_prompt:
-            _prompt(context, model, n_prompt, spec.n_batch, random)
-        if n_gen:
+        if test.n_prompt:
+            _prompt(context, model, test.n_prompt, spec.n_batch, random)
+        if test.n_gen:
             _generate(context, model, 1, random)
+        filled: bytes | None = None
         for repetition in range(spec.repetitions):
             tick(repetition)
             context.clear(data=False)
+            # Filled once and then put back: its time is not counted, but would be waited for.
+            if test.n_depth and (filled is None or not context.restore(filled)):
+                _prompt(context, model, test.n_depth, spec.n_batch, random)
+                filled = context.save()
             start = time.perf_counter_ns()
-            if n_prompt:
-                _prompt(context, model, n_prompt, spec.n_batch, random)
-            if n_gen:
-                _generate(context, model, n_gen, random)
+            if test.n_prompt:
+                _prompt(context, model, test.n_prompt, spec.n_batch, random)
+            if test.n_gen:
+                _generate(context, model, test.n_gen, random)
             samples_ns.append(time.perf_counter_ns() - start)
         tick(spec.repetitions)
-    samples_ts = [1e9 * (n_prompt + n_gen) / ns for ns in samples_ns]
+    samples_ts = [1e9 * (test.n_prompt + test.n_gen) / ns for ns in samples_ns]
     many = len(samples_ns) > 1
     return SpeedTest(
         model_filename=model.path.name,
@@ -115,14 +115,14 @@ def _test(
         model_n_params=model.n_params,
         n_batch=spec.n_batch,
         n_ubatch=spec.n_ubatch,
-        n_threads=n_threads,
+        n_threads=found.n_threads,
         type_k=spec.type_k,
         type_v=spec.type_v,
-        n_gpu_layers=n_gpu_layers,
+        n_gpu_layers=found.n_gpu_layers,
         flash_attn=spec.flash_attn,
-        n_prompt=n_prompt,
-        n_gen=n_gen,
-        n_depth=0,
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
         test_time=started,
         avg_ns=round(statistics.fmean(samples_ns)),
         # In double: llama-bench's own integer arithmetic overflows above a few seconds.
@@ -144,9 +144,10 @@ def _random_tokens(model: Model, n: int, random: np.random.Generator, *, first: 
 
 
 def _prompt(context: Context, model: Model, n_prompt: int, n_batch: int, random: np.random.Generator) -> None:
+    begin = context.next_position()
     for start in range(0, n_prompt, n_batch):
         n = min(n_batch, n_prompt - start)
-        positions = np.arange(start, start + n, dtype=np.int32)
+        positions = np.arange(begin + start, begin + start + n, dtype=np.int32)
         outputs = np.zeros(n, dtype=np.bool_)
         outputs[-1] = True
         tokens = _random_tokens(model, n, random, first=start == 0)

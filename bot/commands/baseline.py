@@ -7,9 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from bot.commands.common import GpuLayersOption, JsonOption, ThreadsOption, machine, print_json, run_with_bar
+from bot.commands.common import (
+    BatchOption,
+    FlashOption,
+    GpuLayersOption,
+    JsonOption,
+    KvOption,
+    ThreadsOption,
+    UbatchOption,
+    machine,
+    print_json,
+    run_with_bar,
+)
+from bot.progress import say
 from bot.tables import out
-from core.contract import BaselineCheck, BaselineResult, BaselineSpec, BaselineToolSpec
+from core.contract import BaselineCheck, BaselineFormat, BaselineResult, BaselineSpec, BaselineToolSpec
 from core.errors import SettingsError
 from core.format import size
 
@@ -24,16 +36,30 @@ def record(
     out_path: Annotated[Path, typer.Option("--out", help="Where to write it.")],
     ctx: Annotated[int, typer.Option("--ctx", "-c", min=8, help="Tokens per chunk.")] = 512,
     chunks: Annotated[int, typer.Option("--chunks", help="Only the first N chunks; -1: all.")] = -1,
-    format_: Annotated[str, typer.Option("--format", help="logits: llama.cpp's .kld, byte for byte.")] = "logits",
-    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Logical batch, tokens.")] = 2048,
-    ubatch: Annotated[int, typer.Option("--ubatch", "-ub", min=1, help="Physical batch, tokens.")] = 512,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="states: what enters the output head, small; logits: llama.cpp's .kld. auto: logits for *.kld.",
+        ),
+    ] = "auto",
+    batch: BatchOption = 2048,
+    ubatch: UbatchOption = 512,
+    type_k: KvOption = "f16",
+    type_v: KvOption = "f16",
+    flash_attn: FlashOption = "auto",
     threads: ThreadsOption = 0,
     gpu_layers: GpuLayersOption = -1,
     as_json: JsonOption = False,
 ) -> None:
-    """Record a reference's predictions over a corpus."""
-    if format_ != "logits":
-        raise SettingsError(f"The format {format_!r} is not there; use --format logits.")
+    """Record a reference's predictions over a corpus; an interrupted recording goes on where it stopped."""
+    if format_ not in ("auto", "states", "logits"):
+        raise SettingsError(f"The format {format_!r} is not there; use --format states or logits.")
+    chosen: BaselineFormat = "logits" if format_ == "logits" else "states"
+    if format_ == "auto" and out_path.suffix == ".kld":
+        chosen = "logits"
+    if chosen == "states" and out_path.suffix == ".kld":
+        raise SettingsError("A states baseline is a GGUF, not a .kld: give --out NAME.gguf, or --format logits.")
     spec = BaselineSpec(
         reference=str(reference),
         corpus=str(corpus),
@@ -42,6 +68,10 @@ def record(
         chunks=chunks,
         n_batch=batch,
         n_ubatch=ubatch,
+        format=chosen,
+        type_k=type_k,
+        type_v=type_v,
+        flash_attn=flash_attn,
         machine=machine(threads, gpu_layers),
     )
     result = run_with_bar(spec, f"baseline {reference.name}")
@@ -49,8 +79,11 @@ def record(
     if as_json:
         print_json(result.model_dump(mode="json"))
         return
+    if result.fallback:
+        say(f"Full logits were kept instead of states: {result.fallback}")
+    beside = f" and {size(result.head_bytes)} of output head beside it" if result.head_bytes else ""
     out.print(
-        f"{result.path}: {result.n_chunks} chunks of {result.n_ctx} tokens, {size(result.size_bytes)}. "
+        f"{result.path}: {result.n_chunks} chunks of {result.n_ctx} tokens, {size(result.size_bytes)}{beside}. "
         f"The reference's perplexity is {result.ppl.value:.4f} ± {result.ppl.stderr:.5f}.",
         markup=False,
     )
@@ -76,10 +109,13 @@ def _tool(
         print_json(result.model_dump(mode="json"))
         return
     known = f" Exact PPL {result.ppl.value:.4f}." if result.ppl else ""
-    beside = "with" if result.companion else "without"
+    if result.format == "states":
+        beside = f"states; rebuilt logits differ from true ones by {result.self_check or 0:.2g} nats"
+    else:
+        beside = f"full logits, {'with' if result.companion else 'without'} its companion file"
     out.print(
         f"{result.path} is sound: {result.n_chunks} chunks of {result.n_ctx} tokens, vocabulary {result.n_vocab}, "
-        f"{beside} its companion file.{known}",
+        f"{beside}.{known}",
         markup=False,
     )
 

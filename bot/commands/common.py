@@ -25,6 +25,10 @@ DbOption = Annotated[Path | None, typer.Option("--db", help="The database (QUANT
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads; 0: the physical cores.")]
 GpuLayersOption = Annotated[int, typer.Option("--gpu-layers", "-ngl", help="Layers on the GPU; -1: all.")]
+BatchOption = Annotated[int, typer.Option("--batch", "-b", min=1, help="Logical batch, tokens.")]
+UbatchOption = Annotated[int, typer.Option("--ubatch", "-ub", min=1, help="Physical batch, tokens.")]
+KvOption = Annotated[str, typer.Option(help="KV cache type: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.")]
+FlashOption = Annotated[str, typer.Option("--flash-attn", "-fa", help="Flash attention: auto, on or off.")]
 
 
 def machine(threads: int, gpu_layers: int) -> Machine:

@@ -17,6 +17,7 @@ from typing import Any
 from bot.clock import Clock
 from bot.hub.door import HubDoor
 from bot.queue.fetch import corpus_path, evict, fetched_bytes, model_path, set_aside
+from bot.queue.places import baseline_path, checkpoint_path, evict_unfinished, fallback_path, tokens_path
 from bot.queue.plan import job_key
 from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
@@ -224,25 +225,39 @@ class Worker:
             baseline = Path(recorded.path)
         model = self._fetch(variant, halt, progress, lambda: model_path(data, variant, self._hub))
         if job.kind == "baseline":
-            given = self._settings.corpus
+            given, sources = self._settings.corpus, self._settings.corpus_sources()
             corpus = self._fetch(
-                variant, halt, progress, lambda: corpus_path(data, protocol, given=given, hub=self._hub)
+                variant,
+                halt,
+                progress,
+                lambda: corpus_path(data, protocol, given=given, hub=self._hub, sources=sources),
             )
-            out = data / "baselines" / f"{variant.key[:16]}-{protocol.fingerprint[:16]}.kld"
+            kind = "states" if protocol.scoring == "unclipped" else self._settings.baseline_format
             return BaselineSpec(
                 reference=str(model),
                 corpus=str(corpus),
-                out=str(out),
+                out=str(baseline_path(data, variant.key, protocol, kind)),
+                format=kind,
                 n_ctx=protocol.n_ctx,
                 chunks=protocol.chunks,
                 **shared,
             )
         if baseline is not None:
-            return QualitySpec(model=str(model), baseline=str(baseline), protocol=protocol, **shared)
+            return QualitySpec(
+                model=str(model),
+                baseline=str(baseline),
+                as_llama_cpp=protocol.scoring == "llama-cpp",
+                tokens_out=str(tokens_path(data, variant.key, protocol)),
+                checkpoint=str(checkpoint_path(data, job.key)),
+                model_sha256=variant.key,
+                protocol=protocol,
+                **shared,
+            )
         return SpeedSpec(
             model=str(model),
             n_prompt=[protocol.n_prompt],
             n_gen=[protocol.n_gen],
+            n_depth=[protocol.n_depth],
             repetitions=protocol.repetitions,
             **shared,
         )
@@ -296,6 +311,7 @@ class Worker:
             needed = {self._store.repos.variant(i).key for i in self._store.jobs.open_files()}
             set_aside(self._settings.data, keep=needed)
         evict(self._settings.data)
+        evict_unfinished(self._settings.data)
 
 
 _RESULT_OF = {"baseline": BaselineResult, "quality": QualityResult, "speed": SpeedResult}
@@ -314,7 +330,13 @@ def _checked(result: Result, spec: BaselineSpec | QualitySpec | SpeedSpec) -> Re
     except ValueError:
         raise JobProtocolError("The measuring process gave figures that are no numbers.") from None
     if isinstance(found, BaselineResult) and isinstance(spec, BaselineSpec):
-        return found.model_copy(update={"path": spec.out})
+        out = Path(spec.out)
+        return found.model_copy(
+            update={"path": str(out if found.format == spec.format else fallback_path(out)), "head_path": None}
+        )
+    if isinstance(found, QualityResult) and isinstance(spec, QualitySpec):
+        name = Path(spec.tokens_out).name if spec.tokens_out and found.tokens_sha256 else None
+        return found.model_copy(update={"tokens_path": name})
     return found
 
 

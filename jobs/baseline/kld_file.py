@@ -1,4 +1,4 @@
-"""llama-perplexity's base file (``.kld``), byte for byte: read, written, encoded, decoded.
+"""llama-perplexity's base file (``.kld``), byte for byte: its shape, reading, writing.
 
 Layout (little-endian; source: ``perplexity_v2()``/``kl_divergence()`` in tools/perplexity/perplexity.cpp)::
 
@@ -8,21 +8,20 @@ Layout (little-endian; source: ``perplexity_v2()``/``kl_divergence()`` in tools/
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from core.errors import BaselineError
 
 MAGIC = b"_logits_"
 HEADER_BYTES = 20
-#: Log-probabilities further than this below a row's maximum are clipped to it (nats).
-CLIP = np.float32(16.0)
-_LEVELS = np.float32(65535.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class KldShape:
 
 
 class KldReader:
-    """A base file opened for reading: header checked, tokens in memory, rows mapped.
+    """A base file opened for reading: header checked, tokens in memory, rows read where they are wanted.
 
     Raises:
         BaselineError: missing, not a base file, truncated, or with numbers that can't be true.
@@ -103,17 +102,46 @@ class KldReader:
             raise BaselineError(f"{path} is corrupt: it holds token ids outside its vocabulary. Record it again.")
         #: shape (n_chunks, n_ctx): the corpus, before any BOS is put in
         self.tokens: NDArray[np.int32] = tokens.reshape(n_chunks, n_ctx).astype(np.int32)
-        self._rows = np.memmap(
-            path,
-            dtype="<u2",
-            mode="r",
-            offset=self.shape.rows_offset,
-            shape=(n_chunks, self.shape.rows_per_chunk, self.shape.row_u16),
-        )
+        self._file = os.open(path, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            self.close()
+
+    def read(self, chunk: int, row: int, out: NDArray[np.uint16]) -> None:
+        """Read encoded rows of one chunk from ``row`` on into ``out``, shape (n, row_u16), C-contiguous.
+
+        Positional reads into the caller's buffer: a map would grow the process by the whole file.
+
+        Raises:
+            BaselineError: the file ends early (it was cut while we read).
+        """
+        shape = self.shape
+        offset = shape.rows_offset + chunk * shape.chunk_bytes + row * shape.row_u16 * 2
+        view: memoryview[int] = memoryview(out.data).cast("B")
+        while view:
+            got = os.preadv(self._file, [view], offset)
+            if got <= 0:
+                raise BaselineError(f"{self.path} is corrupt: it ends within chunk {chunk}. Record it again.")
+            view, offset = view[got:], offset + got
 
     def chunk(self, index: int) -> NDArray[np.uint16]:
-        """The encoded rows of one chunk, shape (rows_per_chunk, row_u16): a view of the mapped file."""
-        return self._rows[index]
+        """The encoded rows of one chunk, shape (rows_per_chunk, row_u16)."""
+        out = np.empty((self.shape.rows_per_chunk, self.shape.row_u16), np.uint16)
+        self.read(index, 0, out)
+        return out
+
+    def prefetch(self, chunks: range) -> None:
+        """Ask the system to read these chunks ahead, where it can be asked."""
+        if hasattr(os, "posix_fadvise") and len(chunks):
+            start = self.shape.rows_offset + chunks.start * self.shape.chunk_bytes
+            os.posix_fadvise(self._file, start, len(chunks) * self.shape.chunk_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def write_header(file: BinaryIO, shape: KldShape, tokens: NDArray[np.int32]) -> None:
@@ -122,40 +150,9 @@ def write_header(file: BinaryIO, shape: KldShape, tokens: NDArray[np.int32]) -> 
     file.write(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
 
 
-def encode_rows(
-    logits: NDArray[np.float32],
-    maxima: NDArray[np.float32],
-    log_sums: NDArray[np.float32],
-    out: NDArray[np.uint16],
-) -> None:
-    """Encode log-softmax rows to 16 bits, in the tool's f32 arithmetic.
+def row_sums(rows: NDArray[Any], first: int) -> int:
+    """Checksum of rows, shape (n, width): xxh3 of each, seeded with its number, added up mod 2**64.
 
-    Args:
-        logits: shape (n, n_vocab).
-        maxima: row maxima, shape (n,).
-        log_sums: f32 of log sum exp(logit - max), shape (n,).
-        out: shape (n, row_u16), written.
+    Added up, so that rows may come in any order and from any thread.
     """
-    n_vocab = logits.shape[1]
-    lowest = np.maximum(logits.min(axis=1), maxima - CLIP)
-    scale = (maxima - lowest) / _LEVELS
-    floats = np.empty((len(logits), 2), dtype="<f4")
-    floats[:, 0] = scale
-    floats[:, 1] = lowest - maxima - log_sums
-    out[:, :4] = floats.view("<u2")
-    out[:, 4 + n_vocab :] = 0
-    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    # Masks (−inf, −FLT_MAX) overflow here on purpose: they end at the floor.
-    with np.errstate(over="ignore"):
-        above = logits - lowest[:, None]
-        above *= inverse[:, None]
-    np.rint(above, out=above)
-    # Entries at or under the floor (−inf masks among them) are 0.
-    np.copyto(above, np.float32(0), where=~(logits > lowest[:, None]))
-    out[:, 4 : 4 + n_vocab] = above
-
-
-def decode_floats(rows: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(scale, min_log_prob) of encoded rows, each of shape (n,)."""
-    floats = np.ascontiguousarray(rows[:, :4]).view("<f4")
-    return floats[:, 0].copy(), floats[:, 1].copy()
+    return sum(xxhash.xxh3_64_intdigest(row, seed=first + index) for index, row in enumerate(rows)) & ((1 << 64) - 1)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.canonical import write_atomic
 from core.contract import Environment, Estimate
 from core.errors import BaselineError
+from jobs.baseline.kld_file import KldReader
 
 
 class BaselineMeta(BaseModel):
@@ -31,7 +33,7 @@ class BaselineMeta(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["quantcard-baseline-meta"] = "quantcard-baseline-meta"
-    version: int = 1
+    version: Literal[2] = 2
     reference_name: str | None = None
     reference_sha256: str | None = None
     corpus_sha256: str | None = None
@@ -43,7 +45,7 @@ class BaselineMeta(BaseModel):
     ppl: Estimate | None = None
     nll: str | None = None
     tokens_sha256: str
-    chunk_crc32: list[int]
+    chunk_sums: list[int] = Field(description="per chunk: xxh3_64 of each row, seeded with its number, added up")
     environment: Environment | None = None
 
     @property
@@ -90,6 +92,35 @@ def read_meta(path: Path) -> BaselineMeta | None:
     try:
         return BaselineMeta.model_validate_json(text)
     except ValidationError:
+        if _version(text) not in (None, 2):
+            raise BaselineError(
+                f"{meta_path(path)} is of another version of quantcard. Record the baseline again with this one."
+            ) from None
         raise BaselineError(
             f"{meta_path(path)} is damaged. Remove it to measure with the base file alone, or record it again."
         ) from None
+
+
+def _version(text: bytes) -> Any:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found.get("version") if isinstance(found, dict) else None
+
+
+def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
+    """Raise :class:`BaselineError` when a base file and its companion do not belong together."""
+    if meta is None:
+        return
+    shape = reader.shape
+    same = (meta.n_ctx, meta.n_vocab, meta.n_chunks) == (shape.n_ctx, shape.n_vocab, shape.n_chunks)
+    if not same or tokens_sha256(reader.tokens) != meta.tokens_sha256 or len(meta.chunk_sums) != shape.n_chunks:
+        raise BaselineError(
+            f"{reader.path} and its .json do not belong together: one of them is corrupt. Record it again."
+        )
+
+
+def tokens_sha256(tokens: NDArray[np.int32]) -> str:
+    """sha256 of the corpus's tokens as little-endian i32."""
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()

@@ -1,26 +1,69 @@
-"""Records a baseline: the reference's log-probabilities over the corpus, its exact NLL, and what they belong to."""
+"""Records a baseline: a pass of the reference over the corpus, into a states file or a ``.kld``.
+
+An interrupted recording goes on from its last finished chunks and ends in the same bytes.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import struct
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.canonical import atomic_file, sha256_file
-from core.contract import BaselineResult, BaselineSpec
-from core.errors import CorpusError, GGUFError
+from core.canonical import sha256_file
+from core.contract import BaselineResult, BaselineSpec, Environment, Estimate
+from core.errors import CorpusError, GGUFError, NonFiniteLogitsError, QuantcardError
 from core.gguf_files import identity
+from core.protocol import SCORING_VERSION
 from core.statistics import perplexity
-from jobs import Progress
-from jobs.baseline.kld_file import KldShape, write_header
-from jobs.baseline.meta import BaselineMeta, pack_nll, vocab_sha256, write_meta
-from jobs.decode import ScoredLogits, batch_shape, chunk_tokens, decode_group, groups
-from jobs.divergence import record_rows, run_blocks
-from jobs.llama import Context, Model, environment, shard_paths
+from jobs import Progress, kernel
+from jobs.baseline.kld_file import KldShape
+from jobs.baseline.meta import vocab_sha256
+from jobs.baseline.part_file import PartFile
+from jobs.checkpoint import Checkpoint
+from jobs.context import Context
+from jobs.decode import BatchShape, Step, batch_shape, chunk_tokens, groups
+from jobs.llama import Model, environment, shard_paths
+from jobs.passes import make_context, stamp
+from jobs.scoring import RowPool, blocks
+from jobs.walk import Walk
+
+logger = logging.getLogger(__name__)
+_MASK = (1 << 64) - 1
+
+
+class HeadMismatch(Exception):
+    """States do not give this reference's logits back; ``str()`` says why. Full logits are kept instead."""
+
+
+class Recorder(Protocol):
+    """What a format does with the rows of a pass."""
+
+    def begin(self, part: PartFile) -> None:
+        """Write what is known before the pass (again, with the same bytes, after an interruption)."""
+
+    def accepts(self, chunk: int, chunk_sum: int) -> bool:
+        """Whether a chunk that an earlier run recorded is whole in the file."""
+
+    def rows(
+        self, group: range, step: Step, logits: NDArray[np.float32], context: Context, nll: NDArray[np.float64]
+    ) -> list[Callable[[], None]]:
+        """Tasks that record a decode's rows and write their NLL, shape (n_chunks, rows_per_chunk)."""
+
+    def close_group(self, group: range) -> tuple[list[int], list[float]]:
+        """Checksums of a finished group's chunks; KLDs of rebuilt from true logits at the rows checked."""
+
+    def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
+        """Write what is known after the pass."""
+
+    def result(self) -> dict[str, Any]:
+        """What this format adds to the result."""
 
 
 def read_corpus(path: Path) -> bytes:
@@ -44,100 +87,195 @@ def model_sha256(path: Path) -> str:
     return identity([sha256_file(shard) for shard in shard_paths(path)])
 
 
-def _encode(
-    pool: ThreadPoolExecutor,
-    scored: ScoredLogits,
-    tokens: NDArray[np.int32],
-    encoded: NDArray[np.uint16],
-    nll: NDArray[np.float64],
-) -> None:
-    """Encode one decode's rows on all threads into ``encoded`` (chunks, rows, row_u16) and ``nll`` (chunks, rows)."""
-    first = tokens.shape[1] // 2
-    targets = tokens[scored.chunk, scored.row + first + 1].astype(np.int64)
+class Recording:
+    """One pass of a reference over a corpus: what both formats share."""
 
-    def work(part: slice) -> None:
-        buffer = np.empty((part.stop - part.start, encoded.shape[2]), dtype=np.uint16)
-        values = np.empty(part.stop - part.start, dtype=np.float64)
-        record_rows(scored.logits[part], targets[part], buffer, values)
-        encoded[scored.chunk[part], scored.row[part]] = buffer
-        nll[scored.chunk[part], scored.row[part]] = values
+    def __init__(self, spec: BaselineSpec, model: Model, found: Environment, pool: RowPool, stack: ExitStack) -> None:
+        self.spec, self.model, self.found, self.pool, self.stack = spec, model, found, pool, stack
+        text = read_corpus(Path(spec.corpus))
+        if model.add_eos:
+            raise GGUFError(f"{model.path.name} adds an end-of-text token to every text; perplexity is not defined.")
+        self.tokens = chunk_tokens(model.tokenize(text), n_ctx=spec.n_ctx, chunks=spec.chunks)
+        self.shape = KldShape(spec.n_ctx, model.n_vocab, len(self.tokens))
+        self.corpus_sha256 = sha256_file(Path(spec.corpus))
+        self.reference_sha256 = model_sha256(Path(spec.reference))
+        self.vocab_sha256 = vocab_sha256(model.vocab_texts())
 
-    run_blocks(pool, len(targets), scored.logits.shape[1], work)
+    @property
+    def identity(self) -> Any:
+        """Everything that decides the bytes of the recording, for its checkpoint."""
+        asked = self.spec.model_dump(mode="json", exclude={"reference", "corpus", "out", "overlap"})
+        found = self.found.model_dump(mode="json")
+        return [asked, self.corpus_sha256, self.reference_sha256, found, SCORING_VERSION]
+
+    def targets(self, group: range) -> NDArray[np.int64]:
+        """The next token of each scored position of a group, shape (n_chunks, rows_per_chunk)."""
+        return self.tokens[group.start : group.stop, self.shape.first + 1 :].astype(np.int64)
 
 
 def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
-    """Record ``spec.reference`` over ``spec.corpus`` as a ``.kld`` file and its companion, both atomically.
+    """Record ``spec.reference`` over ``spec.corpus``.
+
+    Where states were asked for and do not give the reference's logits back, full logits are kept and the result says
+    so; the file then ends in ``.kld``.
 
     Raises:
         GGUFError: the reference can't be used.
         CorpusError: the corpus can't be used.
         NonFiniteLogitsError: the reference itself is broken.
+        SettingsError: the settings contradict each other.
         StorageError: no room for the result.
     """
-    out, reference = Path(spec.out), Path(spec.reference)
-    text = read_corpus(Path(spec.corpus))
+    from jobs.baseline.record_logits import LogitsRecorder
+    from jobs.baseline.record_states import StatesRecorder
+
     found = environment(spec.machine)
-    shape = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
-    with Model(reference, spec.machine) as model:
-        if model.add_eos:
-            raise GGUFError(f"{reference.name} appends an end token to every text; perplexity is not defined for it.")
-        tokens = chunk_tokens(model.tokenize(text), n_ctx=spec.n_ctx, chunks=spec.chunks)
-        kld_shape = KldShape(spec.n_ctx, model.n_vocab, len(tokens))
-        rows = kld_shape.rows_per_chunk
-        nll = np.zeros((len(tokens), rows), dtype=np.float64)
-        checksums = []
-        context = Context(
-            model,
-            n_ctx=spec.n_ctx,
-            n_seq=min(shape.n_seq, len(tokens)),
-            n_batch=min(shape.n_batch, shape.n_ctx * len(tokens)),
-            n_ubatch=spec.n_ubatch,
-            type_k=spec.type_k,
-            type_v=spec.type_v,
-            flash_attn=spec.flash_attn,
-            n_threads=found.n_threads,
-        )
-        with context, ThreadPoolExecutor(found.n_threads) as pool, atomic_file(out) as file:
-            write_header(file, kld_shape, tokens)
-            for group in groups(len(tokens), shape.n_seq):
-                progress("recording", group.start, len(tokens))
-                encoded = np.empty((len(group), rows, kld_shape.row_u16), dtype=np.uint16)
-                group_tokens = tokens[group.start : group.stop]
-                for scored in decode_group(context, model, group_tokens, shape):
-                    _encode(pool, scored, group_tokens, encoded, nll[group.start : group.stop])
-                for chunk in encoded:
-                    data = chunk.tobytes()
-                    checksums.append(zlib.crc32(data))
-                    file.write(data)
-        progress("recording", len(tokens), len(tokens))
-        ppl = perplexity(nll.ravel())
-        reference_sha = model_sha256(reference)
-        meta = BaselineMeta(
-            reference_name=reference.name,
-            reference_sha256=reference_sha,
-            corpus_sha256=sha256_file(Path(spec.corpus)),
-            n_ctx=spec.n_ctx,
-            n_chunks=len(tokens),
-            n_vocab=model.n_vocab,
-            vocab_sha256=vocab_sha256(model.vocab_texts()),
-            add_bos=model.add_bos,
-            ppl=ppl,
-            nll=pack_nll(nll.ravel()),
-            tokens_sha256=hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest(),
-            chunk_crc32=checksums,
-            environment=found,
-        )
-    write_meta(out, meta)
+    with ExitStack() as stack:
+        progress("loading", 0, 1)
+        model = stack.enter_context(Model(Path(spec.reference), spec.machine))
+        pool = stack.enter_context(RowPool(found.n_threads))
+        recording = Recording(spec, model, found, pool, stack)
+        out, fallback = Path(spec.out), None
+        if spec.format == "states":
+            try:
+                return _run(recording, StatesRecorder(recording, out), out, progress, None)
+            except HeadMismatch as error:
+                fallback = str(error)
+                logger.warning("%s: full logits are kept instead of states. %s", spec.reference, fallback)
+                out = out.with_suffix(".kld")
+        return _run(recording, LogitsRecorder(recording, out), out, progress, fallback)
+
+
+def _run(
+    recording: Recording, recorder: Recorder, out: Path, progress: Progress, fallback: str | None
+) -> BaselineResult:
+    part = PartFile(out)
+    try:
+        with closing(part):
+            recorder.begin(part)
+            ppl = _pass(recording, recorder, part, progress)
+            part.finish()
+            part.discard()
+    except (QuantcardError, HeadMismatch):
+        part.discard()
+        raise
+    shape = recording.shape
     return BaselineResult(
         path=str(out),
-        format="logits",
         size_bytes=out.stat().st_size,
         sha256=sha256_file(out),
-        reference_sha256=reference_sha,
+        reference_sha256=recording.reference_sha256,
+        fallback=fallback,
         ppl=ppl,
-        n_ctx=spec.n_ctx,
-        n_vocab=kld_shape.n_vocab,
-        n_chunks=len(tokens),
-        n_tokens=nll.size,
-        environment=found,
+        n_ctx=shape.n_ctx,
+        n_vocab=shape.n_vocab,
+        n_chunks=shape.n_chunks,
+        n_tokens=shape.n_chunks * shape.rows_per_chunk,
+        environment=recording.found,
+        **recorder.result(),
     )
+
+
+def _pass(recording: Recording, recorder: Recorder, part: PartFile, progress: Progress) -> Estimate:
+    spec, found = recording.spec, recording.found
+    n_chunks, rows = recording.shape.n_chunks, recording.shape.rows_per_chunk
+    shape = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
+    nll = np.zeros((n_chunks, rows))
+    sums: list[int] = []
+    checks: list[float] = []
+    capture = spec.format == "states" and part.out.suffix != ".kld"
+    with closing(Checkpoint(part.checkpoint, [recording.identity, part.out.suffix])) as checkpoint:
+        start = _resume(checkpoint, recorder, shape, nll, sums, checks)
+        context = recording.stack.enter_context(
+            make_context(recording.model, spec, shape, n_chunks=n_chunks, n_threads=found.n_threads, capture=capture)
+        )
+
+        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32]]) -> list[Future[None]]:
+            return recording.pool.start(recorder.rows(group, step, logits[0], context, nll))
+
+        def on_group(group: range) -> None:
+            its_sums, its_checks = recorder.close_group(group)
+            sums.extend(its_sums)
+            checks.extend(its_checks)
+            checkpoint.append(_pack(group, nll, its_sums, its_checks), before_sync=part.sync)
+            progress("recording", group.stop, n_chunks)
+
+        progress("recording", start, n_chunks)
+        Walk(
+            contexts=[context],
+            shape=shape,
+            tokens=recording.tokens,
+            on_outputs=on_outputs,
+            on_group=on_group,
+            before_group=lambda group: None,
+            start=start,
+        ).run()
+        context.close()
+        recorder.end(nll, sums, checks)
+    return perplexity(nll.ravel())
+
+
+def nll_task(
+    recording: Recording,
+    group: range,
+    block: tuple[int, int, int, int],
+    logits: NDArray[np.float32],
+    encoded: NDArray[np.uint16],
+    nll: NDArray[np.float64],
+) -> None:
+    """Encode a block's rows into ``encoded``, shape (n, row_u16 or 0), and write their NLL.
+
+    Raises:
+        NonFiniteLogitsError: the reference itself is broken.
+    """
+    chunk, row, output, n = block
+    where = group.start + chunk
+    wanted = recording.tokens[where, recording.shape.first + 1 + row :][:n].astype(np.int64)
+    verdicts = np.empty(n, np.int64)
+    kernel.encode_rows(logits[output : output + n], wanted, encoded, nll[where, row : row + n], verdicts)
+    if verdicts.any():
+        raise NonFiniteLogitsError(
+            f"INVALID: the logits of {recording.model.path.name} are NaN or infinite at chunk {where}, position "
+            f"{recording.shape.first + row + int(np.argmax(verdicts != kernel.FINE))}. A broken file can't be a "
+            "reference (or its kernels overflow here): convert it again."
+        )
+
+
+def row_blocks(step: Step, n_vocab: int) -> list[tuple[int, int, int, int]]:
+    """A decode's rows in blocks for the pool."""
+    return list(blocks(step.spans, n_vocab))
+
+
+def _pack(group: range, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> bytes:
+    return (
+        stamp(group)
+        + nll[group.start : group.stop].tobytes()
+        + struct.pack(f"<{len(sums)}Q", *sums)
+        + np.array(checks, "<f8").tobytes()
+    )
+
+
+def _resume(
+    checkpoint: Checkpoint,
+    recorder: Recorder,
+    shape: BatchShape,
+    nll: NDArray[np.float64],
+    sums: list[int],
+    checks: list[float],
+) -> int:
+    """Put back what an earlier run recorded; the first chunk that is left to do."""
+    n_chunks, rows = nll.shape
+    done = 0
+    for index, (group, data) in enumerate(zip(groups(n_chunks, shape.n_seq), checkpoint.records, strict=False)):
+        n = len(group)
+        its_nll = np.frombuffer(data, "<f8", n * rows, 8).reshape(n, rows)
+        its_sums = struct.unpack_from(f"<{n}Q", data, 8 + its_nll.nbytes)
+        whole = all(recorder.accepts(chunk, total) for chunk, total in zip(group, its_sums, strict=True))
+        if data[:8] != stamp(group) or not whole:
+            checkpoint.keep_only(index)
+            break
+        nll[group.start : group.stop] = its_nll
+        sums.extend(its_sums)
+        checks.extend(np.frombuffer(data, "<f8", offset=8 + its_nll.nbytes + 8 * n).tolist())
+        done = group.stop
+    return done

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import zlib
+import struct
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 
 from core.canonical import atomic_file
-from core.contract import BaselineCheck, BaselineToolSpec
+from core.contract import BaselineCheck, BaselineToolSpec, Estimate
 from core.errors import BaselineError, SettingsError, VocabularyMismatchError
-from jobs import Progress
-from jobs.baseline.kld_file import KldReader
-from jobs.baseline.meta import BaselineMeta, read_meta, vocab_sha256, write_meta
+from core.statistics import perplexity
+from jobs import Progress, kernel
+from jobs.baseline.kld_file import MAGIC, KldReader, row_sums
+from jobs.baseline.meta import BaselineMeta, check_meta, read_meta, tokens_sha256, vocab_sha256, write_meta
 from jobs.baseline.record import model_sha256
-from jobs.divergence import check_rows
-from jobs.llama import Model
-from jobs.quality import check_meta
+from jobs.baseline.record_states import LIMIT_QUANTIZED, LIMITS
+from jobs.baseline.states_file import is_states_file, restored
+from jobs.baseline.states_rows import HEAD_ROWS, StatesBaseline
+from jobs.llama import Model, environment
+from jobs.scoring import KLD, RowPool
 
 
 def run_tool(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
@@ -26,49 +29,73 @@ def run_tool(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
 
     Raises:
         BaselineError: it is missing or corrupt.
-        SettingsError: no place to write to was given.
+        SettingsError: no place to write to was given, or it can't be done with this format.
     """
+    if spec.action != "verify" and spec.out is None:
+        raise SettingsError("Say where to write it: --out PATH.")
+    if is_states_file(Path(spec.path)):
+        return _states(spec, progress)
+    return _logits(spec, progress)
+
+
+def _logits(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
     path = Path(spec.path)
-    reader = KldReader(path)
-    meta = read_meta(path)
-    check_meta(reader, meta)
-    sums = _check_chunks(reader, meta, progress)
-    if spec.action != "verify":
-        if spec.out is None:
-            raise SettingsError("Say where to write it: --out PATH.")
-        out = Path(spec.out)
-        if out.absolute() != path.absolute():
-            with path.open("rb") as source, atomic_file(out) as target:
-                shutil.copyfileobj(source, target, 1 << 20)
-        if spec.action == "import":
-            meta = meta or _foreign_meta(reader, sums, spec)
-            write_meta(out, meta)
-        path = out
+    with closing(KldReader(path)) as reader:
+        meta = read_meta(path)
+        check_meta(reader, meta)
+        sums = _check_chunks(reader, meta, progress)
+        if spec.out is not None:
+            out = Path(spec.out)
+            if out.absolute() != path.absolute():
+                with path.open("rb") as source, atomic_file(out) as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            if spec.action == "import":
+                meta = meta or _foreign_meta(reader, sums, spec)
+                write_meta(out, meta)
+            path = out
+        return _check(
+            path,
+            reader,
+            companion=meta is not None and spec.action != "export",
+            reference_sha256=meta.reference_sha256 if meta else None,
+            ppl=meta.ppl if meta else None,
+        )
+
+
+def _check(
+    path: Path, reader: KldReader, *, companion: bool, reference_sha256: str | None, ppl: Estimate | None
+) -> BaselineCheck:
     shape = reader.shape
     return BaselineCheck(
         path=str(path),
+        format="logits",
         size_bytes=shape.file_bytes,
         n_ctx=shape.n_ctx,
         n_vocab=shape.n_vocab,
         n_chunks=shape.n_chunks,
         n_tokens=shape.n_chunks * shape.rows_per_chunk,
-        companion=meta is not None and spec.action != "export",
-        reference_sha256=meta.reference_sha256 if meta else None,
-        ppl=meta.ppl if meta else None,
+        companion=companion,
+        reference_sha256=reference_sha256,
+        ppl=ppl,
     )
 
 
 def _check_chunks(reader: KldReader, meta: BaselineMeta | None, progress: Progress) -> list[int]:
-    """Every chunk's crc32, after checking that its rows are distributions and, if known, that the sums agree."""
+    """Every chunk's checksum, after checking that its rows are distributions and, if known, that the sums agree."""
     sums = []
     total = reader.shape.n_chunks
+    verdicts = np.empty(reader.shape.rows_per_chunk, np.int64)
     for index in range(total):
         progress("verifying", index, total)
-        rows = np.asarray(reader.chunk(index))
-        sums.append(zlib.crc32(rows.tobytes()))
-        if meta is not None and sums[-1] != meta.chunk_crc32[index]:
+        rows = reader.chunk(index)
+        sums.append(row_sums(rows, 0))
+        if meta is not None and sums[-1] != meta.chunk_sums[index]:
             raise BaselineError(f"{reader.path} is corrupt: chunk {index} fails its checksum. Record it again.")
-        check_rows(rows, reader.shape.n_vocab)
+        kernel.check_encoded(rows, reader.shape.n_vocab, verdicts)
+        if verdicts.any():
+            raise BaselineError(
+                f"{reader.path} is corrupt: rows of chunk {index} are no probabilities. Record it again."
+            )
     progress("verifying", total, total)
     return sums
 
@@ -96,8 +123,95 @@ def _foreign_meta(reader: KldReader, sums: list[int], spec: BaselineToolSpec) ->
             "n_ctx": shape.n_ctx,
             "n_chunks": shape.n_chunks,
             "n_vocab": shape.n_vocab,
-            "tokens_sha256": hashlib.sha256(np.ascontiguousarray(reader.tokens, dtype="<i4").tobytes()).hexdigest(),
-            "chunk_crc32": sums,
+            "tokens_sha256": tokens_sha256(reader.tokens),
+            "chunk_sums": sums,
             **known,
         }
     )
+
+
+def _states(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
+    if spec.action == "import":
+        raise SettingsError(f"{spec.path} is a states baseline of quantcard already; copy it with its head file.")
+    n_threads = environment(spec.machine).n_threads
+    with ExitStack() as stack:
+        baseline = stack.enter_context(
+            closing(StatesBaseline(Path(spec.path), machine=spec.machine, n_threads=n_threads))
+        )
+        found = _check_states(baseline, progress)
+        path, size = Path(spec.path), Path(spec.path).stat().st_size
+        if spec.out is not None:
+            path = Path(spec.out)
+            pool = stack.enter_context(RowPool(n_threads))
+            _export_states(baseline, path, pool, progress)
+            size = path.stat().st_size
+        shape = baseline.shape
+        return BaselineCheck(
+            path=str(path),
+            format="states" if spec.out is None else "logits",
+            size_bytes=size,
+            n_ctx=shape.n_ctx,
+            n_vocab=shape.n_vocab,
+            n_chunks=shape.n_chunks,
+            n_tokens=shape.n_chunks * shape.rows_per_chunk,
+            companion=spec.out is None,
+            reference_sha256=baseline.facts.reference_sha256,
+            ppl=perplexity(baseline.exact_nll),
+            self_check=found,
+        )
+
+
+def _check_states(baseline: StatesBaseline, progress: Progress) -> float:
+    """Check every chunk's states, and the samples' rebuilt logits against true ones; their mean KLD (nats)."""
+    reader, shape = baseline.reader, baseline.shape
+    for index in range(shape.n_chunks):
+        progress("verifying", index, shape.n_chunks)
+        if row_sums(reader.read(index, 0, shape.rows_per_chunk), 0) != reader.chunk_sums[index]:
+            raise BaselineError(f"{reader.path} is damaged: chunk {index} fails its checksum. Record it again.")
+    places, true = reader.samples()
+    states = np.concatenate([reader.read(int(chunk), int(row), 1) for chunk, row in places])
+    head = baseline.head(HEAD_ROWS)
+    rebuilt = head.run(restored(states, reader.meta.state_type))
+    baseline.rebuild(rebuilt)
+    n = len(places)
+    scores, verdicts = np.zeros((n, 4)), np.zeros(n, np.int64)
+    kernel.score_unclipped(rebuilt, true, np.zeros(n, np.int64), scores, np.zeros(n, np.bool_), verdicts)
+    mean = float(scores[:, KLD].mean()) if not verdicts.any() else float("inf")
+    limit = LIMITS.get(reader.meta.state_type, LIMIT_QUANTIZED)
+    # A recording on another device rounds otherwise; beyond that, states and head do not belong together.
+    if not mean <= max(limit, LIMIT_QUANTIZED):
+        raise BaselineError(
+            f"{reader.path} does not give its reference's logits back (mean KLD {mean:.3g} nats over {n} sample rows): "
+            "its head is not the one it was recorded with, or one of them is damaged. Record it again."
+        )
+    progress("verifying", shape.n_chunks, shape.n_chunks)
+    return max(0.0, mean)
+
+
+def _export_states(baseline: StatesBaseline, out: Path, pool: RowPool, progress: Progress) -> None:
+    """Write a plain ``.kld`` from rebuilt logits: llama-perplexity's bytes, but for roundings on the edge."""
+    shape = baseline.shape
+    head = baseline.head(HEAD_ROWS)
+    with atomic_file(out) as file:
+        file.write(MAGIC + struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks))
+        file.write(np.ascontiguousarray(baseline.tokens, dtype="<i4").tobytes())
+        for chunk in range(shape.n_chunks):
+            progress("exporting", chunk, shape.n_chunks)
+            for row in range(0, shape.rows_per_chunk, head.n_rows):
+                n = min(head.n_rows, shape.rows_per_chunk - row)
+                states = baseline.reader.read(chunk, row, n)
+                logits = head.run(restored(states, baseline.reader.meta.state_type))
+                encoded = np.empty((n, shape.row_u16), np.uint16)
+
+                def encode(part: slice, logits: np.ndarray = logits, encoded: np.ndarray = encoded) -> None:
+                    rows = logits[part]
+                    baseline.rebuild(rows)
+                    size = len(rows)
+                    kernel.encode_rows(
+                        rows, np.zeros(size, np.int64), encoded[part], np.empty(size), np.empty(size, np.int64)
+                    )
+
+                parts = [slice(start, start + 16) for start in range(0, n, 16)]
+                pool.run([lambda part=part: encode(part) for part in parts])  # type: ignore[misc]
+                file.write(encoded.tobytes())
+        progress("exporting", shape.n_chunks, shape.n_chunks)

@@ -211,6 +211,61 @@ def test_usage_errors_exit_2(quant: Path, baseline: Path) -> None:
     done = quantcard("measure", "speed", quant, "-p", "many")
     assert done.returncode == 2 and "not a number" in done.stderr and "Traceback" not in done.stderr
     fails(2, "Nothing to time", "measure", "speed", quant, "-p", 0, "-n", 0)
-    fails(2, "use --format logits", "baseline", "record", quant, "--corpus", "x", "--out", "y", "--format", "states")
+    fails(2, "use --format states", "baseline", "record", quant, "--corpus", "x", "--out", "y", "--format", "both")
+    fails(2, "is a GGUF", "baseline", "record", quant, "--corpus", "x", "--out", "y.kld", "--format", "states")
+    fails(2, "not two numbers", "measure", "speed", quant, "-pg", "512")
     fails(2, "multiple", "measure", "quality", quant, "--baseline", baseline, "-b", 300)
     fails(2, "is not one of", "measure", "speed", quant, "--type-k", "q9_9")
+
+
+def ok(*arguments: object) -> str:
+    done = quantcard(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_states_several_variants_and_their_comparison(
+    quant: Path, demo_model: Path, demo_corpus: Path, tmp_path: Path
+) -> None:
+    states = tmp_path / "base.gguf"
+    recorded = ok("baseline", "record", demo_model, "--corpus", demo_corpus, "--chunks", 8, "--out", states, "--json")
+    assert json.loads(recorded)["format"] == "states" and json.loads(recorded)["fallback"] is None
+    assert "states; rebuilt logits differ" in ok("baseline", "verify", states)
+    plain, direct = tmp_path / "plain.kld", tmp_path / "direct.kld"
+    ok("baseline", "export", states, "--out", plain)
+    ok("baseline", "record", demo_model, "--corpus", demo_corpus, "--chunks", 8, "--out", direct)
+    assert plain.read_bytes() == direct.read_bytes()
+    other = tmp_path / "demo-copy.gguf"
+    other.write_bytes(demo_model.read_bytes())
+    both = json.loads(
+        ok("measure", "quality", quant, other, "--baseline", states, "--as-llama-cpp", "--tokens", tmp_path, "--json")
+    )
+    alone = json.loads(ok("measure", "quality", quant, "--baseline", direct, "--json"))
+    assert both[0]["kld"] == alone["kld"] and both[0]["ppl"] == alone["ppl"]
+    assert both[0]["scoring"] == "llama-cpp" and both[0]["unclipped"]["mean"] == pytest.approx(
+        alone["kld"]["mean"], abs=1e-5
+    )
+    assert both[1]["unclipped"]["max"] == 0.0
+    a, b = tmp_path / f"{quant.stem}.parquet", tmp_path / "demo-copy.parquet"
+    said = json.loads(ok("compare", a, b, "--json"))
+    assert said["kld_mean"]["p_value"] < 0.05 and "demo-copy" in said["sentence"] and "closer" in said["sentence"]
+
+
+def test_a_broken_variant_does_not_sink_the_others(quant: Path, baseline: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.gguf"
+    done = quantcard("measure", "quality", missing, quant, "--baseline", baseline, "--json")
+    failure, result = json.loads(done.stdout)
+    assert done.returncode == 3 and failure["type"] == "GGUFError" and result["kld"]["mean"] > 0
+    assert "missing.gguf" in done.stderr
+
+
+def test_speed_of_pairs_at_a_depth(quant: Path) -> None:
+    options = ("-p", 0, "-n", 4, "-pg", "16,4", "-d", "0,64", "-r", 1)
+    tests = json.loads(ok("measure", "speed", quant, *options, "--json"))
+    assert [(t["n_prompt"], t["n_gen"], t["n_depth"]) for t in tests] == [
+        (0, 4, 0),
+        (16, 4, 0),
+        (0, 4, 64),
+        (16, 4, 64),
+    ]
+    assert "pp16+tg4 @ d64" in ok("measure", "speed", quant, *options)

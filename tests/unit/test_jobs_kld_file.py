@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import BaselineError
-from jobs.baseline.kld_file import KldReader, KldShape, decode_floats, write_header
-from jobs.divergence import check_rows, compare_rows, log_sum_exp, record_rows
+from jobs import kernel
+from jobs.baseline.kld_file import KldReader, KldShape, row_sums, write_header
+from tests import reference_rows as reference
 
 
 def tool_row(logits: np.ndarray) -> bytes:
@@ -31,10 +32,16 @@ def tool_row(logits: np.ndarray) -> bytes:
 
 
 def encode(logits: np.ndarray) -> np.ndarray:
-    shape = KldShape(8, logits.shape[1], 1)
-    out = np.empty((len(logits), shape.row_u16), dtype=np.uint16)
-    record_rows(logits, np.zeros(len(logits), dtype=np.int64), out, np.empty(len(logits)))
+    n, n_vocab = logits.shape
+    out = np.empty((n, KldShape(8, n_vocab, 1).row_u16), dtype=np.uint16)
+    kernel.encode_rows(logits, np.zeros(n, np.int64), out, np.empty(n), np.empty(n, np.int64))
     return out
+
+
+def check(rows: np.ndarray, n_vocab: int) -> list[int]:
+    verdicts = np.full(len(rows), -1, np.int64)
+    kernel.check_encoded(rows, n_vocab, verdicts)
+    return verdicts.tolist()
 
 
 logit_rows = st.integers(2, 40).flatmap(
@@ -55,15 +62,14 @@ def test_rows_have_the_tools_bytes(logits: np.ndarray) -> None:
 @settings(max_examples=200, deadline=None)
 def test_decoding_is_within_half_a_step_inside_the_window(logits: np.ndarray) -> None:
     rows = encode(logits)
-    scale, lowest = decode_floats(rows)
-    decoded = rows[:, 4 : 4 + logits.shape[1]].astype(np.float32) * scale[:, None] + lowest[:, None]
-    maxima, sums = log_sum_exp(logits)
+    decoded = reference.decode(rows, logits.shape[1])
+    maxima, sums = reference.log_sum_exp(logits)
     true = logits.astype(np.float64) - maxima[:, None] - sums[:, None]
     inside = logits > maxima[:, None] - 15.99
     error = np.abs(decoded - true)[inside]
     # Half a step of at most 16/65535, plus f32 rounding of values up to 60.
     assert error.max(initial=0) <= 16 / 65535 / 2 + 2e-5
-    check_rows(rows, logits.shape[1])
+    assert not any(check(rows, logits.shape[1]))
 
 
 def test_odd_vocabulary_is_padded_with_zero() -> None:
@@ -76,7 +82,7 @@ def test_masked_entries_are_the_floor() -> None:
     logits = np.array([[0.0, -np.inf, 1.0, np.finfo(np.float32).min]], dtype=np.float32)
     rows = encode(logits)
     assert rows[0, 5] == 0 and rows[0, 7] == 0
-    check_rows(rows, 4)
+    assert check(rows, 4) == [kernel.FINE]
 
 
 @pytest.mark.parametrize(("n_vocab", "bytes_"), [(151_936, 44_945_039_860), (248_320, 73_455_427_060)])
@@ -128,25 +134,65 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         KldReader(tmp_path / "nothing.kld")
 
 
+def test_rows_are_read_from_anywhere_into_the_callers_buffer(tmp_path: Path) -> None:
+    shape = write_file(tmp_path / "a.kld", n_ctx=32)
+    reader = KldReader(tmp_path / "a.kld")
+    whole = reader.chunk(1)
+    out = np.zeros((shape.rows_per_chunk, shape.row_u16), np.uint16)
+    for row in range(shape.rows_per_chunk):
+        reader.read(1, row, out[row : row + 1])
+    np.testing.assert_array_equal(out, whole)
+    reader.read(1, 3, out[:4])
+    np.testing.assert_array_equal(out[:4], whole[3:7])
+    assert (reader.chunk(0) != whole).any()
+    reader.prefetch(range(2))
+    reader.prefetch(range(2, 2))
+    reader.close()
+    reader.close()
+
+
+def test_a_file_cut_while_it_is_read_is_named(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.kld")
+    reader = KldReader(tmp_path / "a.kld")
+    with (tmp_path / "a.kld").open("r+b") as file:
+        file.truncate(reader.shape.file_bytes - 1)
+    reader.chunk(0)
+    with pytest.raises(BaselineError, match="ends within chunk 1"):
+        reader.chunk(1)
+
+
+@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_row_sums_add_up_whatever_the_order_and_see_every_bit(n: int, width: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = random.integers(0, 2**16, (n, width), dtype=np.uint16)
+    total = row_sums(rows, 0)
+    cut = int(random.integers(0, n + 1))
+    assert (row_sums(rows[cut:], cut) + row_sums(rows[:cut], 0)) % 2**64 == total
+    flipped = rows.copy()
+    flipped[random.integers(0, n), random.integers(0, width)] ^= np.uint16(1 << int(random.integers(0, 16)))
+    assert row_sums(flipped, 0) != total
+    swapped = rows[::-1].copy()
+    assert (row_sums(swapped, 0) == total) == np.array_equal(swapped, rows)
+
+
 def test_a_row_that_is_no_distribution_is_refused() -> None:
     rows = encode(np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32))
     rows[1, 4:40] = 65535
-    with pytest.raises(BaselineError, match="add up to one"):
-        check_rows(rows, 64)
+    assert check(rows, 64) == [kernel.FINE, kernel.CORRUPT, kernel.FINE]
     rows[1, :2] = np.array([np.nan], dtype=np.float32).view(np.uint16)
-    with pytest.raises(BaselineError, match="scale or floor"):
-        check_rows(rows, 64)
+    assert check(rows, 64) == [kernel.FINE, kernel.CORRUPT, kernel.FINE]
 
 
 def test_comparing_rows_with_themselves_gives_nothing() -> None:
     logits = np.random.default_rng(2).normal(scale=4, size=(50, 301)).astype(np.float32)
     targets = np.arange(50, dtype=np.int64)
     rows = np.empty((50, KldShape(8, 301, 1).row_u16), dtype=np.uint16)
-    exact = np.empty(50)
-    record_rows(logits, targets, rows, exact)
-    nll, base = np.empty(50, np.float32), np.empty(50, np.float32)
-    kld, top = np.empty(50), np.empty(50, np.bool_)
-    compare_rows(logits, targets, rows, nll=nll, nll_base=base, kld=kld, same_top=top, check_mass=True)
-    assert np.abs(kld).max() < 2e-4
+    exact, verdicts = np.empty(50), np.empty(50, np.int64)
+    kernel.encode_rows(logits, targets, rows, exact, verdicts)
+    scores, top = np.empty((50, 4)), np.empty(50, np.bool_)
+    kernel.score_clipped(logits, rows, targets, scores, top, verdicts)
+    assert not verdicts.any()
+    assert np.abs(scores[:, 2]).max() < 2e-4
     assert top.all()
-    np.testing.assert_allclose(nll, exact, atol=2e-5)
+    np.testing.assert_allclose(scores[:, 0], exact, atol=2e-5)

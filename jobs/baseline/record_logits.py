@@ -1,0 +1,102 @@
+"""Records full logits: llama-perplexity's ``.kld``, byte for byte, and a companion with what it can't hold."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.statistics import perplexity
+from jobs.baseline.kld_file import MAGIC, row_sums
+from jobs.baseline.meta import BaselineMeta, pack_nll, tokens_sha256, write_meta
+from jobs.baseline.part_file import PartFile
+from jobs.baseline.record import Recording, nll_task, row_blocks
+from jobs.context import Context
+from jobs.decode import Step
+
+_MASK = (1 << 64) - 1
+
+
+class LogitsRecorder:
+    """Encodes each row where a thread has it in its cache, and writes it to its place."""
+
+    def __init__(self, recording: Recording, out: Path) -> None:
+        self._recording, self._out, self._shape = recording, out, recording.shape
+        self._sums: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+
+    def begin(self, part: PartFile) -> None:
+        shape = self._shape
+        part.require(shape.file_bytes)
+        self._part = part
+        sizes = struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks)
+        part.write(MAGIC + sizes + np.ascontiguousarray(self._recording.tokens, dtype="<i4").tobytes(), 0)
+
+    def _place(self, chunk: int, row: int) -> int:
+        shape = self._shape
+        return shape.rows_offset + chunk * shape.chunk_bytes + row * shape.row_u16 * 2
+
+    def accepts(self, chunk: int, chunk_sum: int) -> bool:
+        shape = self._shape
+        data = self._part.read(shape.chunk_bytes, self._place(chunk, 0))
+        if len(data) != shape.chunk_bytes:
+            return False
+        return row_sums(np.frombuffer(data, "<u2").reshape(-1, shape.row_u16), 0) == chunk_sum
+
+    def rows(
+        self, group: range, step: Step, logits: NDArray[np.float32], context: Context, nll: NDArray[np.float64]
+    ) -> list[Callable[[], None]]:
+        return [partial(self._encode, group, block, logits, nll) for block in row_blocks(step, self._shape.n_vocab)]
+
+    def _encode(
+        self,
+        group: range,
+        block: tuple[int, int, int, int],
+        logits: NDArray[np.float32],
+        nll: NDArray[np.float64],
+    ) -> None:
+        chunk, row, _, n = block
+        buffer: NDArray[np.uint16] | None = getattr(self._buffers, "rows", None)
+        if buffer is None or len(buffer) < n:
+            buffer = self._buffers.rows = np.empty((n, self._shape.row_u16), np.uint16)
+        encoded = buffer[:n]
+        nll_task(self._recording, group, block, logits, encoded, nll)
+        where = group.start + chunk
+        self._part.write(encoded, self._place(where, row))
+        found = row_sums(encoded, row)
+        with self._lock:
+            self._sums[where] = (self._sums.get(where, 0) + found) & _MASK
+
+    def close_group(self, group: range) -> tuple[list[int], list[float]]:
+        return [self._sums.pop(chunk) for chunk in group], []
+
+    def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
+        recording, shape = self._recording, self._shape
+        write_meta(
+            self._out,
+            BaselineMeta(
+                reference_name=recording.model.path.name,
+                reference_sha256=recording.reference_sha256,
+                corpus_sha256=recording.corpus_sha256,
+                n_ctx=shape.n_ctx,
+                n_chunks=shape.n_chunks,
+                n_vocab=shape.n_vocab,
+                vocab_sha256=recording.vocab_sha256,
+                add_bos=recording.model.add_bos,
+                ppl=perplexity(nll.ravel()),
+                nll=pack_nll(nll.ravel()),
+                tokens_sha256=tokens_sha256(recording.tokens),
+                chunk_sums=sums,
+                environment=recording.found,
+            ),
+        )
+
+    def result(self) -> dict[str, Any]:
+        return {"format": "logits"}
