@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 _FULL_LOG = 200
 
 _log_lines: deque[str] = deque(maxlen=_FULL_LOG)
+#: Whether warnings and errors go to stderr too: in a process whose parent wants its last words.
+echo_log = False
 _keep: list[Any] = []
 
 
@@ -39,7 +42,10 @@ def _lib() -> Any:
         @lib.llama_log_callback
         def on_log(level: int, text: bytes, _data: Any) -> None:
             if level >= 3 or level == 0:  # warnings, errors, and lines without a level
-                _log_lines.append(text.decode("utf-8", errors="replace").rstrip())
+                line = text.decode("utf-8", errors="replace").rstrip()
+                _log_lines.append(line)
+                if echo_log and line:
+                    print(line, file=sys.stderr, flush=True)
 
         lib.llama_log_set(on_log, ctypes.c_void_p(0))
         _keep.append(on_log)

@@ -28,7 +28,7 @@ from core.errors import (
     StorageError,
     VocabularyMismatchError,
 )
-from core.protocol import SCORING_VERSION
+from core.protocol import SCORING_VERSION, Protocol
 from jobs import Progress
 from jobs.baseline.meta import vocab_sha256
 from jobs.baseline.source import Baseline, open_baseline
@@ -119,6 +119,7 @@ def _measure(
                 )
             )
         )
+        check_protocol(spec.protocol, baseline)
         n_chunks = _chunks(spec, baseline)
         both = baseline.format == "states" and spec.as_llama_cpp
         variants = [_Variant(path, Table.empty(n_chunks, baseline.shape.rows_per_chunk, both=both)) for path in models]
@@ -245,6 +246,30 @@ def _give_up_broken(alive: list[_Variant], contexts: list[Context], *, done: int
         except NonFiniteLogitsError as error:
             variant.error = error
             del alive[index], contexts[index]
+
+
+def check_protocol(protocol: Protocol | None, baseline: Baseline) -> None:
+    """Raise :class:`BaselineError` where a baseline was recorded under another protocol than the one asked for."""
+    if protocol is None:
+        return
+    recorded: dict[str, object] = {"n_ctx": baseline.shape.n_ctx}
+    asked: dict[str, object] = {"n_ctx": protocol.n_ctx}
+    facts = baseline.facts
+    if facts is not None and facts.corpus_sha256 is not None:
+        recorded["corpus"], asked["corpus"] = facts.corpus_sha256[:12], protocol.corpus.sha256[:12]
+    for name in ("n_batch", "n_ubatch", "type_k", "type_v", "flash_attn"):
+        if hasattr(facts, name):
+            recorded[name], asked[name] = getattr(facts, name), getattr(protocol, name)
+    if 0 <= protocol.chunks < baseline.shape.n_chunks:
+        recorded["chunks"], asked["chunks"] = baseline.shape.n_chunks, protocol.chunks
+    differing = [
+        f"{name} {recorded[name]} where {asked[name]} is asked for" for name in asked if recorded[name] != asked[name]
+    ]
+    if differing:
+        raise BaselineError(
+            f"{baseline.path.name} was recorded under another protocol than {protocol.name}: {', '.join(differing)}. "
+            "Record one under this protocol."
+        )
 
 
 def check_vocabulary(model: Model, baseline: Baseline) -> None:

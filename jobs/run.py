@@ -30,6 +30,7 @@ from core.contract import (
     job_spec_adapter,
 )
 from core.errors import JobProtocolError, QuantcardError
+from jobs import llama
 
 #: Seconds between progress lines of one stage.
 PROGRESS_INTERVAL = 0.2
@@ -100,6 +101,7 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     reporter = _Reporter(out)
+    llama.echo_log = True
     try:
         spec = job_spec_adapter.validate_json(sys.stdin.buffer.read())
         reporter.emit(ResultEvent(result=execute(spec, reporter)))

@@ -16,10 +16,17 @@ from pydantic import BaseModel
 
 from bot.hub.client import Hub
 from bot.hub.dry_run import DryRunHub
+from bot.intake.references import Choice
 from bot.progress import Bars, say
+from bot.publish.rows import view
 from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
+from bot.store import Store
+from bot.store.repos import Variant
 from core.contract import Machine, ProgressEvent, Result
+from core.errors import SettingsError
+from core.gguf_files import variant_name
+from core.repo_names import is_repo_id
 
 DbOption = Annotated[Path | None, typer.Option("--db", help="The database (QUANTCARD_DB).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -97,3 +104,26 @@ def numbers(text: str, *, option: str) -> list[int]:
     if any(number < 0 for number in found):
         raise typer.BadParameter("Numbers must not be negative.", param_hint=option)
     return found
+
+
+def find_variant(store: Store, settings: Settings, target: str) -> tuple[Variant, Choice]:
+    """The current variant called OWNER/REPO/FILE.gguf, with its reference.
+
+    Raises:
+        SettingsError: there is none as last seen.
+    """
+    owner, name, path = (*target.split("/", 2), "", "")[:3]
+    repo_id = f"{owner}/{name}"
+    if not path or not is_repo_id(repo_id):
+        raise SettingsError(f"{target!r} is not a file on the Hub. Write OWNER/REPO/FILE.gguf.")
+    seen = view(store, trusted=settings.trusted_owners)
+    here = [(variant, choice) for variant, choice in seen.choices if variant.repo_id.lower() == repo_id.lower()]
+    for variant, choice in here:
+        if variant.name == variant_name(path):
+            return variant, choice
+    if here:
+        names = ", ".join(variant.name for variant, _ in here)
+        raise SettingsError(f"There is no {path} in {repo_id} as last seen, only {names[:300]}.")
+    raise SettingsError(
+        f"{repo_id} was not looked into yet. Run 'quantcard follow {repo_id}' and then 'quantcard run --once'."
+    )

@@ -8,19 +8,26 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bot.commands.common import JsonOption, print_json
+from bot.commands.common import DbOption, JsonOption, find_variant, print_json
+from bot.queue.places import tokens_path
+from bot.settings import load_settings
+from bot.store import Store
 from bot.tables import out
+from core.errors import TokenFileError
 from core.pairs import Comparison, Difference, chunks_text, compare, number, p_text, sentence
 from core.token_file import read_tokens
 
 
 def compare_files(
-    a: Annotated[Path, typer.Argument(metavar="A", help="One variant's token file (.parquet).")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The other's, of the same tokens and baseline.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="One variant's token file (.parquet), or OWNER/REPO/FILE.gguf.")
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other's, of the same tokens and baseline.")],
+    db: DbOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Whether one variant is measurably closer to the reference than another, token by token."""
-    found = compare(read_tokens(a), read_tokens(b))
+    found = compare(read_tokens(_tokens(a, db)), read_tokens(_tokens(b, db)))
     words = sentence(found)
     if as_json:
         print_json({"sentence": words, **found.model_dump(mode="json")})
@@ -33,6 +40,24 @@ def compare_files(
         f"B: {found.b.name}",
         f"{found.n_tokens:,} tokens in {chunks_text(found.n_chunks)}, scoring {found.scoring}",
     )
+
+
+def _tokens(name: str, db: Path | None) -> Path:
+    """A token file by its path, or the one that the bot wrote for a file on the Hub.
+
+    Raises:
+        TokenFileError: the bot has none for it.
+    """
+    if not name.endswith(".gguf") or Path(name).exists():
+        return Path(name)
+    settings = load_settings(db=db)
+    protocol = settings.protocol_in_force()
+    with Store(settings.db) as store:
+        variant, _ = find_variant(store, settings, name)
+    path = tokens_path(settings.data, variant.key, protocol)
+    if not path.exists():
+        raise TokenFileError(f"{variant.name} was not measured here under {protocol.name}; run 'quantcard run --once'.")
+    return path
 
 
 def _say(*lines: str) -> None:

@@ -10,23 +10,19 @@ from typing import Annotated
 import typer
 
 from bot.clock import SystemClock, iso
-from bot.commands.common import DbOption
+from bot.commands.common import DbOption, find_variant
 from bot.intake.imports import check_quality, pick_speed
-from bot.intake.references import Choice
 from bot.progress import say
-from bot.publish.rows import found_invalid, view
+from bot.publish.rows import found_invalid
 from bot.queue.plan import job_key, measurable
-from bot.settings import Settings, load_settings
+from bot.settings import load_settings
 from bot.store import Store
-from bot.store.repos import Variant
 from core.contract import QualityResult, SpeedResult
 from core.errors import InputError, SettingsError
 from core.figures import Imported
 from core.foreign import parse_llama_perplexity, plain, tool_of
 from core.foreign_bench import parse_llama_bench
 from core.format import significant, speed
-from core.gguf_files import variant_name
-from core.repo_names import is_repo_id
 
 #: A log of llama-perplexity has a few kilobytes, a very verbose one megabytes.
 _MAX_LOG = 64 << 20
@@ -46,7 +42,9 @@ def import_(
     tool = tool_of(text)
     mark = Imported(tool=tool, source=plain(log.name), sha256=digest)
     with Store(settings.db) as store:
-        variant, choice = _find(store, settings, target)
+        variant, choice = find_variant(store, settings, target)
+        if not measurable(variant):
+            raise InputError(f"{variant.name} can't be measured, so nothing is imported for it: {variant.note}")
         result: QualityResult | SpeedResult
         if tool == "llama-perplexity":
             if choice.reference is None:
@@ -93,24 +91,3 @@ def _read(log: Path) -> tuple[str, str]:
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if wide else "utf-8-sig", errors="replace")
     return text, hashlib.sha256(data).hexdigest()
-
-
-def _find(store: Store, settings: Settings, target: str) -> tuple[Variant, Choice]:
-    """The current variant of that name, with its reference."""
-    owner, name, path = (*target.split("/", 2), "", "")[:3]
-    repo_id = f"{owner}/{name}"
-    if not path or not is_repo_id(repo_id):
-        raise SettingsError(f"{target!r} is not a file on the Hub. Write OWNER/REPO/FILE.gguf.")
-    seen = view(store, trusted=settings.trusted_owners)
-    here = [(variant, choice) for variant, choice in seen.choices if variant.repo_id.lower() == repo_id.lower()]
-    for variant, choice in here:
-        if variant.name == variant_name(path):
-            if not measurable(variant):
-                raise InputError(f"{variant.name} can't be measured, so nothing is imported for it: {variant.note}")
-            return variant, choice
-    if here:
-        names = ", ".join(variant.name for variant, _ in here)
-        raise SettingsError(f"There is no {path} in {repo_id} as last seen, only {names[:300]}.")
-    raise SettingsError(
-        f"{repo_id} was not looked into yet. Run 'quantcard follow {repo_id}' and then 'quantcard run --once'."
-    )

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import IO, Protocol
 
@@ -150,14 +150,26 @@ def _outcome(last: ErrorEvent | ResultEvent | None, code: int, reason: str | Non
         return last.result
     if isinstance(last, ErrorEvent):
         raise _rebuilt(last)
-    said = next((line for line in reversed(tail) if line.strip()), "")
+    said = last_words(tail)[:300] or "none"
     if reason:
         raise MeasurementDiedError(f"The measurement was stopped: {reason}.")
     if code < 0:
         name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        raise MeasurementDiedError(f"The measurement died: {name}{hint}. Last words: {said[:300] or 'none'}.")
-    raise JobProtocolError(f"The measuring process ended with code {code} and no result. Last words: {said[:300]}.")
+        raise MeasurementDiedError(f"The measurement died: {name}{hint}. Last words: {said}.")
+    raise JobProtocolError(
+        f"The measuring process ended with code {code} and no result. Last words: {said[:300] or 'none'}."
+    )
+
+
+def last_words(tail: Iterable[str]) -> str:
+    """What a process that died had to say: the assertion that ended it if there was one, else its last lines.
+
+    An assertion of llama.cpp is followed by a backtrace, which says nothing to a user.
+    """
+    lines = [line.strip() for line in tail if line.strip()]
+    asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line or "terminate called" in line]
+    return " | ".join(asserted[-1:] or lines[-2:])
 
 
 def _rebuilt(event: ErrorEvent) -> QuantcardError:
