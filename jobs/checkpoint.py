@@ -42,6 +42,7 @@ class Checkpoint:
         if path is None:
             return
         self._header = _MAGIC + fingerprint(identity).encode() + b"\n"
+        self._end = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -105,14 +106,19 @@ class Checkpoint:
             raise storage_error(self.path, error) from error
 
     def close(self) -> None:
-        """Close the file and leave it for the next run; safe to call twice."""
+        """Close the file and leave it for the next run, if it holds anything; safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+            if self._end <= len(self._header):
+                self._unlink()
 
     def remove(self) -> None:
         """The run has ended: nothing is left to go on from."""
         self.close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         if self.path is not None:
             with suppress(FileNotFoundError):
                 self.path.unlink()

@@ -56,8 +56,12 @@ def batch_shape(*, n_ctx: int, n_batch: int, n_ubatch: int) -> BatchShape:
     """llama-perplexity's packing.
 
     Raises:
-        SettingsError: n_batch is larger than n_ctx but no multiple of it.
+        SettingsError: n_batch is larger than n_ctx but no multiple of it, or a size leaves nothing to score.
     """
+    if n_ctx < 4 or n_batch < 1 or n_ubatch < 1:
+        raise SettingsError(
+            f"n_ctx {n_ctx}, n_batch {n_batch}, n_ubatch {n_ubatch}: chunks need 4 tokens at least, batches 1."
+        )
     n_seq = max(1, n_batch // n_ctx)
     if n_batch > n_ctx and n_batch % n_ctx:
         raise SettingsError(f"n_batch {n_batch} must be smaller than n_ctx {n_ctx} or a multiple of it.")

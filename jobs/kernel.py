@@ -128,6 +128,33 @@ def _exp(x: Any) -> Any:
     return float32(scaled) if x > _LOWEST_EXPONENT else np.float32(0.0)
 
 
+_D2, _D3, _D4, _D5 = 0.4999999999958795, 0.16666666666608243, 0.04166666699589105, 0.00833333337223265
+_D6, _D7, _D8, _D9 = 0.001388880669577693, 0.0001984118351538516, 2.48826338011582e-05, 2.7635673734255847e-06
+_LOWEST_WIDE = -87.0
+
+
+@njit(**_OPTIONS)
+def _exp_wide(x: Any) -> Any:
+    """e**x for x <= 0 in f64, to 2e-14; 0 below −87, where nothing counts any more (and for NaN)."""
+    inside = max(x, _LOWEST_WIDE)
+    z = _fma(inside, _LOG2E, _ROUND)
+    r = _fma(z - _ROUND, -_LN2, inside)
+    q = _fma(r, _D9, _D8)
+    q = _fma(r, q, _D7)
+    q = _fma(r, q, _D6)
+    q = _fma(r, q, _D5)
+    q = _fma(r, q, _D4)
+    q = _fma(r, q, _D3)
+    q = _fma(r, q, _D2)
+    y = _fma(q, r * r, r) + 1.0
+    scaled = _double(np.int64(_long(y) + (_long(z) << np.int64(52))))
+    return scaled if x > _LOWEST_WIDE else 0.0
+
+
+#: Logits at or under this are masks that the model sets itself (−FLT_MAX or −inf).
+_MASKED = np.float32(-1e38)
+#: Where a floored entry of a row whose whole mass lies on one token ends up, give or take a rounding.
+_AT_FLOOR = np.float32(-15.99)
 _INFINITY_KEY = np.int32(0x7F800000)
 
 
@@ -215,8 +242,11 @@ def _clipped_row(row: Any, encoded: Any, target: Any, scores: Any, same: Any, k:
         base = scale * np.float32(q) + floor
         p = _exp(base)
         mass = _accumulate(mass, float64(p))
-        term = p * (base - row[i] + level)
-        kld = _accumulate(kld, float64(term) if base > -_CLIP else 0.0)
+        x = row[i]
+        term = p * (base - x + level)
+        # A floored entry that the variant masks is a mask of both: the file can't hold minus infinity.
+        counts = base > -_CLIP and not (base < _AT_FLOOR and x < _MASKED)
+        kld = _accumulate(kld, float64(term) if counts else 0.0)
     if not abs(mass - 1.0) <= _MASS_SLACK + _MASS_SLACK_PER_TOKEN * n:
         return CORRUPT
     if not np.isfinite(kld):
@@ -260,17 +290,17 @@ def _unclipped_row(row: Any, base: Any, target: Any, scores: Any, same: Any, k: 
     base_top, _, base_fine = _extremes(base)
     if not base_fine:
         return CORRUPT
+    wide_top, wide_base_top = float64(top), float64(base_top)
     total, base_total, product = 0.0, 0.0, 0.0
     for i in range(row.size):
-        b, x = base[i], row[i]
-        p = _exp(b - base_top)
-        total = _accumulate(total, float64(_exp(x - top)))
-        base_total = _accumulate(base_total, float64(p))
+        b, x = float64(base[i]), float64(row[i])
+        p = _exp_wide(b - wide_base_top)
+        total = _accumulate(total, _exp_wide(x - wide_top))
+        base_total = _accumulate(base_total, p)
         # Where the base has no probability there is nothing to add, be the difference what it may (-inf masks).
-        difference = b - x if p > 0 else np.float32(0.0)
-        product = _accumulate(product, float64(p) * float64(difference))
-    level = float64(top) + np.log(total)
-    base_level = float64(base_top) + np.log(base_total)
+        product = _accumulate(product, p * (b - x) if p > 0.0 else 0.0)
+    level = wide_top + np.log(total)
+    base_level = wide_base_top + np.log(base_total)
     kld = product / base_total + (level - base_level)
     if not np.isfinite(kld):
         return ZERO
@@ -355,4 +385,5 @@ def apply_head_rule(logits: Any, scale: Any, bias: Any, softcap: Any) -> None:
                 y = row[i] * inverse
                 e = _exp(np.float32(-2.0) * abs(y))
                 t = (np.float32(1.0) - e) / (np.float32(1.0) + e)
-                row[i] = softcap * (t if y >= 0 else -t)
+                # What is no number must stay so: a broken row is not to look whole.
+                row[i] = softcap * (t if y >= 0 else -t) if y == y else y

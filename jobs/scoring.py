@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_all
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -52,7 +53,8 @@ class RowPool:
 
 
 def wait(futures: Sequence[Future[None]]) -> None:
-    """Wait for all; the first error is raised."""
+    """Wait for all, also where one fails: what they work on is let go of afterwards. The first error is raised."""
+    wait_for_all(futures)
     for future in futures:
         future.result()
 

@@ -26,8 +26,9 @@ for name in [*(n for n in os.environ if n.startswith("QUANTCARD_")), "HF_TOKEN",
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own, so that no quantcard.toml or quantcard.db is picked up or left."""
+    """Every test works in a folder of its own: no quantcard.toml, quantcard.db or checkpoint is picked up or left."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,9 @@ def score_clipped(logits: F32, encoded: NDArray[np.uint16], targets: NDArray[np.
     level = top + log_sum.astype(np.float32)
     rows = np.arange(len(logits))
     with np.errstate(over="ignore", invalid="ignore"):
-        terms = np.where(base > -CLIP, expf(base) * (base - logits + level[:, None]), np.float32(0))
+        # The one thing that is not the tool's: a floored entry that the variant masks is a mask of both.
+        counts = (base > -CLIP) & ~((base < np.float32(-15.99)) & (logits < -1e38))
+        terms = np.where(counts, expf(base) * (base - logits + level[:, None]), np.float32(0))
     return Scores(
         nll=(level - logits[rows, targets]).astype(np.float64),
         nll_base=-base[rows, targets].astype(np.float64),
