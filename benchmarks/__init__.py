@@ -1,1 +1,1 @@
-"""Speed against llama.cpp's own tools, side by side in one run, on the same libllama. Ratios, never timed tests."""
+"""Speed, memory and size beside llama.cpp's own tools, as ratios: ``make bench``; see docs/benchmarks.md."""

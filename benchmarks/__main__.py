@@ -1,112 +1,150 @@
-"""``make bench``: our quality and speed runs beside llama-perplexity and llama-bench, alternating, as ratios.
+"""``make bench``: quality, recording, kernels, sizes and speed beside llama.cpp's own tools, as ratios.
 
-usage: python -m benchmarks [--peers DIR] [--model M.gguf --reference R.gguf --corpus C.txt] [--chunks N] [--rounds N]
+See docs/benchmarks.md for what each line means.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
-import llama_cpp
+from benchmarks.children import Product
+from benchmarks.machine import describe
+from benchmarks.models import NAMES, find_case
+from benchmarks.passes import make_base, measure_kld, measure_record
+from benchmarks.peers import Peers, build, existing
+from benchmarks.rates import KERNEL_VOCAB, measure_kernels, measure_speed
+from benchmarks.setting import Setting, Subject, prepare, say
+from benchmarks.sizes import measure_sizes
+from benchmarks.table import BenchError, Row, render
+from core.contract import Machine
+from jobs.llama import physical_cores
 
-from bot.queue.runners.local import run_job
-from core.contract import BaselineSpec, Machine, QualitySpec, QuantizeSpec, SpeedResult, SpeedSpec
-
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "localhub" / "demo_model"
-HOUR = 3600.0
-
-
-def peer(tool: Path, *arguments: object, threads: int) -> str:
-    """Run one of llama.cpp's tools on our libllama; returns what it printed."""
-    library = str(Path(llama_cpp.__file__).parent / "lib")
-    done = subprocess.run(
-        [str(tool), *map(str, arguments), "-t", str(threads)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=HOUR,
-        env={**os.environ, "LD_LIBRARY_PATH": library},
-    )
-    return done.stdout
+PARTS = ("kld", "record", "kernel", "bytes", "speed")
+#: These need llama.cpp's own tools.
+WITH_PEERS = {"kld", "record", "speed"}
+KERNEL_TITLE = f"kernels: rows of {KERNEL_VOCAB:,} entries, no model"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--model", action="append", choices=NAMES, help="may be given again (default: demo and synth)")
+    made.add_argument("--only", action="append", choices=PARTS, help="may be given again (default: everything)")
+    made.add_argument("--chunks", type=int, help="chunks of 512 tokens (default: 64)")
+    made.add_argument("--rounds", type=int, help="paired rounds (default: 3)")
+    made.add_argument("--variant", default="Q4_K_M", help="what is measured against F16 (default: Q4_K_M; F16: itself)")
+    made.add_argument("--threads", type=int, default=0, help="for both sides (default: the physical cores)")
+    made.add_argument("--n-gpu-layers", type=int, default=-1, help="for both sides (default: -1, all that fit)")
+    made.add_argument("--peers", type=Path, metavar="DIR", help="an existing build of llama.cpp, with shared libraries")
+    made.add_argument("--work", type=Path, metavar="DIR", help="where temporary files go (default: the system's place)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write everything there, with raw samples")
+    made.add_argument("--quick", action="store_true", help="4 chunks, 1 round: to see that it runs")
+    return made
 
 
-def row(name: str, ours: list[float], theirs: list[float], unit: str, *, faster: float) -> str:
-    """One line of the table; ``faster`` > 1 means that we are."""
-    a, b = statistics.median(ours), statistics.median(theirs)
-    return f"| {name} | {a:,.2f} {unit} | {b:,.2f} {unit} | {faster:.2f} |"
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and print its tables."""
+    made = parser()
+    options = made.parse_args(arguments)
+    chunks = options.chunks if options.chunks is not None else 4 if options.quick else 64
+    rounds = options.rounds if options.rounds is not None else 1 if options.quick else 3
+    if chunks < 2 or rounds < 1:
+        made.error("--chunks must be at least 2, --rounds at least 1")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        peers = _peers(options.peers, options.only)
+        with tempfile.TemporaryDirectory(prefix="quantcard-bench-", dir=options.work) as name:
+            setting = Setting(
+                product=Product(peers.folder if peers else None, Path(name)),
+                peers=peers,
+                folder=Path(name),
+                machine=Machine(n_threads=options.threads or physical_cores(), n_gpu_layers=options.n_gpu_layers),
+                chunks=chunks,
+                rounds=rounds,
+                variant=options.variant,
+                quick=options.quick,
+            )
+            return _measure(setting, options.model or ["demo", "synth"], set(options.only or PARTS), options.json)
+    except (BenchError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; nothing is left behind.", file=sys.stderr)
+        return 130
 
 
-def main() -> int:
-    """Run the benchmark and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--peers", type=Path, default=ROOT / ".cache" / "peers" / "build" / "bin")
-    parser.add_argument("--model", type=Path, help="default: the demo model's Q4_K_M")
-    parser.add_argument("--reference", type=Path, default=DEMO / "quantcard-demo-F16.gguf")
-    parser.add_argument("--corpus", type=Path, default=DEMO / "heldout.txt")
-    parser.add_argument("--chunks", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
-    perplexity, bench = options.peers / "llama-perplexity", options.peers / "llama-bench"
-    if not perplexity.exists():
-        print(f"Building llama.cpp's tools into {options.peers.parents[1]}, once …", file=sys.stderr)
-        subprocess.run([ROOT / "benchmarks" / "build_peers.sh", options.peers.parents[1]], check=True)
-    machine = Machine(n_threads=options.threads)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = options.model
-        if model is None:
-            model = folder / "demo-Q4_K_M.gguf"
-            make = QuantizeSpec(model=str(options.reference), out=str(model), file_type="Q4_K_M")
-            run_job(make, timeout=HOUR)
-        base = folder / "base.kld"
-        record = BaselineSpec(
-            reference=str(options.reference),
-            corpus=str(options.corpus),
-            out=str(base),
-            chunks=options.chunks,
-            machine=machine,
-        )
-        run_job(record, timeout=HOUR)
-        spec = QualitySpec(model=str(model), baseline=str(base), machine=machine)
-        ours, theirs = [], []
-        for _ in range(options.rounds):
-            ours.append(seconds(lambda: run_job(spec, timeout=HOUR)))
-            against = ("-m", model, "--kl-divergence-base", base, "--kl-divergence")
-            theirs.append(seconds(lambda against=against: peer(perplexity, *against, threads=options.threads)))  # type: ignore[misc]
-        print("| measurement | quantcard | llama.cpp's tool | ours is faster by |")
-        print("|---|--:|--:|--:|")
-        ratio = statistics.median(theirs) / statistics.median(ours)
-        print(row(f"KLD, {options.chunks} chunks, whole process", ours, theirs, "s", faster=ratio))
-        speeds: dict[str, tuple[list[float], list[float]]] = {"pp512": ([], []), "tg128": ([], [])}
-        for _ in range(options.rounds):
-            result = run_job(SpeedSpec(model=str(model), machine=machine), timeout=HOUR)
-            assert isinstance(result, SpeedResult)
-            printed = json.loads(peer(bench, "-m", model, "-o", "json", threads=options.threads))
-            for (mine, other), a, b in zip(speeds.values(), result.tests, printed, strict=True):
-                mine.append(a.avg_ts)
-                other.append(b["avg_ts"])
-        for name, (mine, other) in speeds.items():
-            faster = statistics.median(mine) / statistics.median(other)
-            print(row(f"{name} as measured", mine, other, "t/s", faster=faster))
-    return 0
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _peers(given: Path | None, only: list[str] | None) -> Peers | None:
+    if given is not None:
+        return existing(given)
+    return build(say) if WITH_PEERS & set(only or PARTS) else None
+
+
+def _measure(setting: Setting, names: list[str], parts: set[str], out: Path | None) -> int:
+    """Measure model after model; each table is printed as soon as it is whole."""
+    tables: dict[str, list[Row]] = {}
+    facts: dict[str, Any] = {}
+    failed = []
+    if "kernel" in parts:
+        tables[KERNEL_TITLE] = measure_kernels(setting)
+        print(render(KERNEL_TITLE, tables[KERNEL_TITLE]), flush=True)
+    for name in dict.fromkeys(names) if parts - {"kernel"} else ():
+        try:
+            subject = _model(setting, name, parts)
+        except BenchError as error:
+            say(f"[{name}] left out: {error}")
+            failed.append(f"{name}: {error}")
+            continue
+        tables[subject.case.title] = subject.rows
+        facts |= subject.facts
+        print(render(subject.case.title, subject.rows), flush=True)
+    described = describe(setting, facts.get("environment", {}), facts.get("libraries", []))
+    for key, value in described.items():
+        print(f"- {key}: {value}")
+    for reason in failed:
+        print(f"- left out: {reason}")
+    if out is not None:
+        rows = {title: [row.as_json() for row in found] for title, found in tables.items()}
+        everything = {"machine": described, "tables": rows, "failed": failed, "facts": facts}
+        out.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _model(setting: Setting, name: str, parts: set[str]) -> Subject:
+    """Everything that is measured of one model.
+
+    Raises:
+        BenchError: it can't be measured here.
+    """
+    case = find_case(name, say)
+    # At a time there are the base, and in a recording round llama-perplexity's or ours.
+    files = 2 if "record" in parts else 1 if {"kld", "bytes"} & parts else 0
+    subject = prepare(case, setting, files=files)
+    try:
+        if {"kld", "record", "bytes"} & parts:
+            base, kld = make_base(subject, states=False)
+            states, its = make_base(subject, states=True)
+            if "bytes" in parts:
+                measure_sizes(subject, kld, its)
+            if "record" in parts:
+                measure_record(subject, base)
+            if "kld" in parts:
+                measure_kld(subject, base, states)
+        if "speed" in parts:
+            measure_speed(subject)
+    finally:
+        shutil.rmtree(subject.folder)
+    return subject
 
 
 if __name__ == "__main__":
