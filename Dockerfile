@@ -20,7 +20,7 @@ FROM python:3.11-slim-bookworm AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 quantcard
 COPY --from=build-cpu /opt/quantcard /opt/quantcard
-ENV PATH=/opt/quantcard/bin:$PATH QUANTCARD_DB=/data/quantcard.db
+ENV PATH=/opt/quantcard/bin:$PATH QUANTCARD_DB=/data/quantcard.db NUMBA_CACHE_DIR=/data/.numba
 RUN mkdir /data && chown quantcard /data
 USER quantcard
 VOLUME /data
@@ -49,7 +49,7 @@ FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS cuda
 RUN apt-get update && apt-get install -y --no-install-recommends python3 libgomp1 && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 10001 quantcard
 COPY --from=build-cuda /opt/quantcard /opt/quantcard
-ENV PATH=/opt/quantcard/bin:$PATH QUANTCARD_DB=/data/quantcard.db
+ENV PATH=/opt/quantcard/bin:$PATH QUANTCARD_DB=/data/quantcard.db NUMBA_CACHE_DIR=/data/.numba
 RUN mkdir /data && chown quantcard /data
 USER quantcard
 VOLUME /data

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import kernel
-from jobs.baseline.kld_file import KldShape, row_sums, write_header
+from jobs.baseline.kld_file import KldShape, header_bytes, row_sums
 from jobs.baseline.logits_rows import LogitsBaseline
 from jobs.baseline.meta import BaselineMeta, tokens_sha256, write_meta
 from jobs.baseline.states_rows import HEAD_ROWS, pieces
@@ -111,7 +111,7 @@ def _write_base(path: Path, shape: BatchShape, logits: NDArray[np.float32], pool
     tokens = np.random.default_rng(0).integers(0, n_vocab, (N_SEQ, shape.n_ctx), dtype=np.int32)
     sums: list[list[int]] = [[] for _ in range(N_SEQ)]
     with path.open("wb") as file:
-        write_header(file, kld, tokens)
+        file.write(header_bytes(kld, tokens))
         file.flush()
 
         def encode(block: tuple[int, int, int, int]) -> None:

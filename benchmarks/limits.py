@@ -108,19 +108,21 @@ def truth(model: str, reference: str, corpus: str, machine: Machine, *, chunks: 
 
 
 def _scorer(pool: RowPool, targets: NDArray[np.int64], table: Table, n_vocab: int) -> OnOutputs:
-    def task(group: range, block: tuple[int, int, int, int], logits: list[NDArray[np.float32]]) -> None:
+    def task(group: range, block: tuple[int, int, int, int], logits: list[NDArray[np.float32] | None]) -> None:
         chunk, row, output, n = block
+        base, mine = logits
+        assert base is not None and mine is not None
         where, rows, outputs = group.start + chunk, slice(row, row + n), slice(output, output + n)
         kernel.score_unclipped(
-            logits[1][outputs],
-            logits[0][outputs],
+            mine[outputs],
+            base[outputs],
             targets[where, rows],
             table.scores[where, rows],
             table.same_top[where, rows],
             table.verdicts[where, rows],
         )
 
-    def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32]]) -> list[Future[None]]:
+    def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32] | None]) -> list[Future[None]]:
         return pool.start([partial(task, group, block, logits) for block in blocks(step.spans, n_vocab)])
 
     return on_outputs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -13,6 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.errors import StorageError
+
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
+)
 
 
 def canonical_json(value: Any) -> str:
@@ -44,7 +50,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         raise storage_error(path, error) from error
     try:
@@ -55,12 +63,29 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES):
+        if error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EIO,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EISDIR,
+            errno.ENOTDIR,
+        ):
             raise storage_error(path, error) from error
         raise
     finally:
         with suppress(FileNotFoundError):
             Path(name).unlink()
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Remove what a killed process left of its attempt to write ``path``: parts that nobody holds a lock on."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

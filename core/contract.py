@@ -238,6 +238,7 @@ class BaselineSpec(_Run):
     corpus: str
     out: str
     format: BaselineFormat = "logits"
+    fallback: bool = Field(default=True, description="keep full logits where states can't be had, instead of failing")
     n_ctx: int = 512
     chunks: int = -1
 

@@ -57,6 +57,10 @@ class ForeignFormatError(InputError):
     """A text to be imported is not what the tool prints that it should come from, or is only a part of it."""
 
 
+class StatesUnavailableError(InputError):
+    """A reference's logits can't be rebuilt from states, which the protocol's scoring needs."""
+
+
 class NonFiniteLogitsError(InputError):
     """The model's logits hold NaN or infinities: INVALID, not averaged away."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from core.statistics import F32
 
 FORMAT = "quantcard-tokens"
 VERSION = 1
+
+#: Larger is none: a token has 16 bytes or so, and 32 unpacked.
+MAX_BYTES = 4 << 30
 
 _MAGIC = b"PAR1"
 #: Before the checksum's 64 hex digits; the line break keeps it apart from any text in the JSON, where there is none.
@@ -122,6 +126,13 @@ def read_tokens(path: Path) -> TokenFile:
         TokenFileError: it is missing, damaged, not ours or of a newer version.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+            raise TokenFileError(f"{path} is no token file: not a file, or far too large for one.")
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                hint = " Measure it with 'quantcard measure quality --tokens'." if path.suffix == ".gguf" else ""
+                raise TokenFileError(f"{path} is not a token file of quantcard.{hint}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise TokenFileError(f"There is no token file at {path}.") from None
@@ -205,9 +216,13 @@ def _decode(path: Path, data: bytes) -> TokenFile:
             )
         if not file.schema_arrow.equals(_SCHEMA):
             raise ValueError("its columns are others")
+        shape = json.loads(metadata[b"shape"])
+        size = int(shape["n_chunks"]), int(shape["rows_per_chunk"])
+        # Before anything is unpacked: few bytes may claim to be very many.
+        unpacked = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if file.metadata.num_rows != size[0] * size[1] or unpacked > MAX_BYTES:
+            raise ValueError("its sizes can't be")
         table = file.read()
-    shape = json.loads(metadata[b"shape"])
-    size = int(shape["n_chunks"]), int(shape["rows_per_chunk"])
     arrays = {name: table[name].to_numpy() for name in _COLUMNS}
     tokens = TokenFile(
         meta=TokenMeta.model_validate(json.loads(metadata[b"meta"])),

@@ -6,6 +6,7 @@ record cut short by the kill is dropped with what follows it; a checkpoint of an
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import time
@@ -23,8 +24,29 @@ _HEAD = struct.Struct("<IQ")
 SYNC_INTERVAL = 2.0
 
 
+def open_locked(path: Path) -> int:
+    """A file opened (made where it is not there) that no other process has so; -1 where another one has.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            return -1
+        # Between our opening and locking it, its owner may have renamed or removed it.
+        with suppress(OSError):
+            if path.stat().st_ino == os.fstat(file).st_ino:
+                return file
+        os.close(file)
+
+
 class Checkpoint:
-    """Records of one run, kept at ``path`` until :meth:`remove`; ``path`` None keeps nothing.
+    """Records of one run, kept at ``path`` until :meth:`remove`; ``path`` None keeps nothing, and neither does one
+    that another process is using.
 
     Args:
         identity: everything that decides the run's figures.
@@ -45,8 +67,9 @@ class Checkpoint:
         self._end = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            self._load()
+            self._file = open_locked(path)
+            if self._file >= 0:
+                self._load()
         except OSError as error:
             self.close()
             raise storage_error(path, error) from error
@@ -108,15 +131,17 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file and leave it for the next run, if it holds anything; safe to call twice."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
             if self._end <= len(self._header):
                 self._unlink()
+            os.close(self._file)
+            self._file = -1
 
     def remove(self) -> None:
         """The run has ended: nothing is left to go on from."""
-        self.close()
-        self._unlink()
+        if self._file >= 0:
+            self._unlink()
+            os.close(self._file)
+            self._file = -1
 
     def _unlink(self) -> None:
         if self.path is not None:

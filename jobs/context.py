@@ -83,7 +83,6 @@ class Context(_Context):
     """A context for ``n_seq`` sequences of ``n_ctx`` tokens each.
 
     Args:
-        n_outputs: most rows of logits that one decode may ask for; 0: as many as tokens.
         capture: whether :attr:`states` is filled: what entered the head, for each output of the last decode.
 
     Raises:
@@ -103,10 +102,10 @@ class Context(_Context):
         type_v: str,
         flash_attn: str,
         n_threads: int,
-        swa_full: bool = False,
-        n_outputs: int = 0,
         capture: bool = False,
     ) -> None:
+        if flash_attn not in FLASH_ATTN:
+            raise SettingsError(f"Flash attention {flash_attn!r} is not one of {', '.join(FLASH_ATTN)}.")
         for kind in (type_k, type_v):
             if kind not in TYPES:
                 raise SettingsError(f"KV cache type {kind!r} is not one of {', '.join(TYPES)}.")
@@ -114,12 +113,11 @@ class Context(_Context):
         params.n_ctx = n_ctx * n_seq
         params.n_seq_max = n_seq
         params.n_batch, params.n_ubatch = n_batch, min(n_ubatch, n_batch)
-        params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = n_threads
         params.flash_attn_type = FLASH_ATTN[flash_attn]
         params.type_k, params.type_v = TYPES[type_k], TYPES[type_v]
         # llama-perplexity's and llama-bench's settings; the library's own defaults differ.
-        params.swa_full, params.kv_unified = swa_full, False
+        params.swa_full, params.kv_unified = False, False
         self._capture_error: Exception | None = None
         self._captured: list[NDArray[np.float32]] = []
         if capture:
@@ -145,16 +143,19 @@ class Context(_Context):
 
     def states(self, outputs: NDArray[np.bool_]) -> NDArray[np.float32] | None:
         """What entered the head for the last decode's outputs, shape (n_rows, width); None where llama.cpp's graph
-        of this model names no such tensor, or not for these rows, or cut the batch into several (and reordered it).
+        of this model names no such tensor, or not for these rows.
+
+        Where llama.cpp cut the batch into several micro-batches, rows come in their order; that it is the batch's own
+        the recording's check against true logits has to show.
 
         Raises:
             JobError: the device did not give them.
         """
         if self._capture_error:
             raise JobError(f"The states could not be read from the device: {self._capture_error}.")
-        if len(self._captured) != 1 or len(self._captured[0]) != int(outputs.sum()):
+        if sum(map(len, self._captured)) != int(outputs.sum()) or len({part.shape[1] for part in self._captured}) != 1:
             return None
-        return self._captured[0]
+        return self._captured[0] if len(self._captured) == 1 else np.concatenate(self._captured)
 
     def decode(
         self,
@@ -199,17 +200,16 @@ class Context(_Context):
         """The position that follows the last token of sequence 0."""
         return int(self.lib.llama_memory_seq_pos_max(self.lib.llama_get_memory(self._context), 0)) + 1
 
-    def save(self) -> bytes:
+    def save(self) -> ctypes.Array[ctypes.c_uint8]:
         """The memory of sequence 0, for :meth:`restore`."""
         size = self.lib.llama_state_seq_get_size(self._context, 0)
         buffer = (ctypes.c_uint8 * size)()
-        got = self.lib.llama_state_seq_get_data(self._context, buffer, size, 0)
-        return bytes(memoryview(buffer)[:got])
+        self.lib.llama_state_seq_get_data(self._context, buffer, size, 0)
+        return buffer
 
-    def restore(self, data: bytes) -> bool:
+    def restore(self, saved: ctypes.Array[ctypes.c_uint8]) -> bool:
         """Put back what :meth:`save` gave; whether llama.cpp could."""
-        buffer = (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
-        return bool(data) and self.lib.llama_state_seq_set_data(self._context, buffer, len(data), 0) != 0
+        return bool(self.lib.llama_state_seq_set_data(self._context, saved, len(saved), 0) != 0)
 
     def forget(self, sequences: range) -> None:
         """Forget these sequences."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.canonical import fingerprint, sha256_file
+from core.canonical import sha256_file
 from core.contract import Environment, QualityManySpec, QualityResult, QualitySpec, Scoring, Timings
 from core.errors import NonFiniteLogitsError
 from core.gguf_files import identity
@@ -145,7 +145,7 @@ def write_sidecar(
     meta = TokenMeta(
         model=name,
         model_sha256=sha256,
-        baseline_sha256=fingerprint(baseline.identity),
+        baseline_sha256=baseline.content,
         reference_sha256=facts.reference_sha256 if facts else None,
         protocol=result.protocol,
         scoring=result.scoring,

@@ -6,8 +6,8 @@ f32, so do they, operation by operation (sources: ``process_logits()`` and ``log
 tools/perplexity/perplexity.cpp); sums are f64, as there.
 
 A row's verdict is one of :data:`FINE`, :data:`NOT_FINITE` (NaN, +inf, or nothing but −inf), :data:`ZERO` (probability
-zero where the baseline has some) and :data:`CORRUPT` (base rows that are no distribution). Single −inf entries are
-masks that a model sets itself, and fine.
+zero where the baseline has some) and :data:`CORRUPT` (base rows that are no distribution); :data:`UNSCORED` until then.
+Single −inf entries are masks that a model sets itself, and fine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import float32, float64, int32, int64, njit
 from numba.extending import intrinsic
 
-FINE, NOT_FINITE, ZERO, CORRUPT = 0, 1, 2, 3
+FINE, NOT_FINITE, ZERO, CORRUPT, UNSCORED = 0, 1, 2, 3, 4
 #: Log-probabilities further than this below a row's maximum are clipped to it in a base file (nats).
 _CLIP = np.float32(16.0)
 _LEVELS = np.float32(65535.0)
@@ -251,6 +251,8 @@ def _clipped_row(row: Any, encoded: Any, target: Any, scores: Any, same: Any, k:
         if scale * np.float32(levels[i]) + floor == best:
             base_top = i
             break
+    if not row[target] > _MASKED:
+        return ZERO
     scores[k, 0] = level - row[target]
     scores[k, 1] = -(scale * np.float32(levels[target]) + floor)
     scores[k, 2] = kld
@@ -297,6 +299,8 @@ def _unclipped_row(row: Any, base: Any, target: Any, scores: Any, same: Any, k: 
     kld = product / base_total + (level - base_level)
     if not np.isfinite(kld):
         return ZERO
+    if not row[target] > _MASKED or not base[target] > _MASKED:
+        return ZERO
     scores[k, 0] = level - float64(row[target])
     scores[k, 1] = base_level - float64(base[target])
     scores[k, 2] = kld
@@ -338,7 +342,7 @@ def encode_rows(logits: Any, targets: Any, encoded: Any, nll: Any, verdicts: Any
         nll[k] = -(float64(row[targets[k]] - top) - log_sum)
         if encoded.shape[1]:
             _encode(row, top, bottom, np.float32(log_sum), encoded[k])
-        verdicts[k] = FINE
+        verdicts[k] = FINE if row[targets[k]] > _MASKED else ZERO
 
 
 @njit(**_OPTIONS)

@@ -130,14 +130,19 @@ def environment(machine: Machine) -> Environment:
 class Model:
     """A loaded model. Use as a context manager.
 
+    Args:
+        is_head: whether it is a baseline's output head, which has no vocabulary and takes states only.
+
     Raises:
         GGUFError: missing, truncated, not GGUF, or refused by llama.cpp.
     """
 
-    def __init__(self, path: Path, machine: Machine) -> None:
+    def __init__(self, path: Path, machine: Machine, *, is_head: bool = False) -> None:
         self.path, self.machine = path, machine
         for shard in shard_paths(path):
-            read_file_header(shard)
+            kv = read_file_header(shard).kv
+            if not is_head and any(key.startswith("quantcard.") for key in kv):
+                raise GGUFError(f"{path.name} belongs to a baseline; it is no model. Give the variant's own file.")
         self.lib = _lib()
         params = self.lib.llama_model_default_params()
         params.n_gpu_layers = machine.n_gpu_layers

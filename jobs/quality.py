@@ -22,6 +22,7 @@ from core.contract import (
 )
 from core.errors import (
     BaselineError,
+    GGUFError,
     NonFiniteLogitsError,
     QuantcardError,
     SettingsError,
@@ -36,6 +37,7 @@ from jobs.checkpoint import Checkpoint
 from jobs.context import Context
 from jobs.decode import BatchShape, Step, batch_shape, groups
 from jobs.figures import result_of
+from jobs.kernel import UNSCORED
 from jobs.llama import Model, environment, shard_paths
 from jobs.passes import make_context, stamp
 from jobs.scoring import RowPool, Table, check_verdicts
@@ -119,7 +121,7 @@ def _measure(
                 )
             )
         )
-        check_protocol(spec.protocol, baseline)
+        check_protocol(spec.protocol, baseline, as_llama_cpp=spec.as_llama_cpp)
         n_chunks = _chunks(spec, baseline)
         both = baseline.format == "states" and spec.as_llama_cpp
         variants = [_Variant(path, Table.empty(n_chunks, baseline.shape.rows_per_chunk, both=both)) for path in models]
@@ -127,9 +129,10 @@ def _measure(
         timings = _fill(spec, baseline, variants, checkpoint, found, progress, overlap=overlap)
         outcomes: list[QualityResult | QuantcardError] = []
         for index, variant in enumerate(variants):
+            if variant.error:
+                outcomes.append(variant.error)
+                continue
             try:
-                if variant.error:
-                    raise variant.error
                 check_verdicts(variant.path.name, variant.table.verdicts, first=baseline.shape.first)
                 out = tokens_out[index] if tokens_out else None
                 outcomes.append(
@@ -148,7 +151,7 @@ def _measure(
 
 def _chunks(spec: QualitySpec | QualityManySpec, baseline: Baseline) -> int:
     if spec.chunks == 0:
-        raise BaselineError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
+        raise SettingsError("0 chunks were asked for; give at least one, or leave --chunks out for all.")
     return baseline.shape.n_chunks if spec.chunks < 0 else min(spec.chunks, baseline.shape.n_chunks)
 
 
@@ -159,13 +162,29 @@ def _checkpoint(
     if spec.checkpoint is None:
         return Checkpoint(None, None)
     not_deciding = {"kind", "model", "models", "baseline", "checkpoint", "tokens_out", "chunks", "overlap"}
-    asked = spec.model_dump(mode="json", exclude=not_deciding | {"model_sha256"})
-    stats = [(shard.name, shard.stat()) for model in models for shard in shard_paths(model) if shard.exists()]
-    files = [[name, found.st_size, found.st_mtime_ns] for name, found in stats]
+    asked = spec.model_dump(mode="json", exclude=not_deciding)
+    files = [_file_identity(shard) for model in models for shard in _shards(model)]
     return Checkpoint(
         Path(spec.checkpoint),
         [asked, files, baseline.identity, n_chunks, found.model_dump(mode="json"), SCORING_VERSION],
     )
+
+
+def _shards(model: Path) -> list[Path]:
+    """A model's files; one that lacks a shard is told when it is loaded."""
+    try:
+        return shard_paths(model)
+    except GGUFError:
+        return [model]
+
+
+def _file_identity(path: Path) -> list[object]:
+    """What the file system says of a file: its content is not read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [path.name]
+    return [path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def _fill(
@@ -180,12 +199,10 @@ def _fill(
 ) -> Timings:
     """Score every chunk that an earlier run has not, into the variants' tables; what the time went into."""
     n_chunks = len(variants[0].table.scores)
+    first = baseline.shape.first
     shape = batch_shape(n_ctx=baseline.shape.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
-    start = _resume(checkpoint, variants, shape, n_chunks)
     timings = Timings()
-    if start == n_chunks:
-        return timings
-    targets = baseline.tokens[:, baseline.shape.first + 1 :].astype(np.int64)
+    targets = baseline.tokens[:, first + 1 :].astype(np.int64)
     with ExitStack() as stack:
         begin = time.perf_counter()
         for variant in variants:
@@ -201,64 +218,102 @@ def _fill(
                 variant.error = error
         timings.load = time.perf_counter() - begin
         alive = [variant for variant in variants if variant.error is None]
-        contexts = [variant.context for variant in alive if variant.context]
+        start = _resume(checkpoint, variants, shape, first=first)
         pool = stack.enter_context(RowPool(found.n_threads))
 
-        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32]]) -> list[Future[None]]:
-            rows = [(mine, variant.table) for mine, variant in zip(logits, alive, strict=True)]
+        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32] | None]) -> list[Future[None]]:
+            rows = [(mine, v.table) for mine, v in zip(logits, alive, strict=True) if mine is not None]
             return baseline.start(pool, group, step, rows, targets[group.start : group.stop])
 
         def on_group(group: range) -> None:
             baseline.finish(group)
             checkpoint.append(stamp(group) + b"".join(variant.table.pack(group) for variant in variants))
-            if group.stop >= _CHUNKS_OF_A_BROKEN_MODEL:
-                _give_up_broken(alive, contexts, done=group.stop, first=baseline.shape.first)
+            for index, variant in enumerate(alive):
+                if variant.error is None and _given_up(variant, done=group.stop, first=first):
+                    walk.skip.add(index)
             progress("measuring", group.stop, n_chunks)
 
+        walk = Walk(
+            contexts=[variant.context for variant in alive if variant.context],
+            shape=shape,
+            tokens=baseline.tokens[:n_chunks],
+            on_outputs=on_outputs,
+            on_group=on_group,
+            before_group=lambda group: baseline.prefetch(range(group.stop, min(group.stop + len(group), n_chunks))),
+            start=start,
+            overlap=overlap,
+            timings=timings,
+            skip={index for index, variant in enumerate(alive) if variant.error},
+        )
         if alive:
             progress("measuring", start, n_chunks)
-            Walk(
-                contexts=contexts,
-                shape=shape,
-                tokens=baseline.tokens[:n_chunks],
-                on_outputs=on_outputs,
-                on_group=on_group,
-                before_group=lambda group: baseline.prefetch(range(group.stop, min(group.stop + len(group), n_chunks))),
-                start=start,
-                overlap=overlap,
-                timings=timings,
-            ).run()
+            walk.run()
     timings.head = baseline.head_seconds
     timings.score -= timings.head
     return timings
 
 
-def _give_up_broken(alive: list[_Variant], contexts: list[Context], *, done: int, first: int) -> None:
-    """Decode no more of models that are broken: enough was seen to say how broken.
+def _given_up(variant: _Variant, *, done: int, first: int) -> bool:
+    """Whether a model turned out broken: enough was seen to say how broken, and it is decoded no more.
 
     Raises:
         BaselineError: it is the baseline that is broken.
     """
-    for index in reversed(range(len(alive))):
-        variant = alive[index]
-        try:
-            check_verdicts(variant.path.name, variant.table.verdicts[:done], first=first)
-        except NonFiniteLogitsError as error:
-            variant.error = error
-            del alive[index], contexts[index]
+    if done < _CHUNKS_OF_A_BROKEN_MODEL:
+        return False
+    try:
+        check_verdicts(variant.path.name, variant.table.verdicts[:done], first=first)
+    except NonFiniteLogitsError as error:
+        variant.error = error
+        return True
+    return False
 
 
-def check_protocol(protocol: Protocol | None, baseline: Baseline) -> None:
+def _resume(checkpoint: Checkpoint, variants: list[_Variant], shape: BatchShape, *, first: int) -> int:
+    """Put what an earlier run finished into the tables; the first chunk that is left to do.
+
+    A record counts only if every variant that can be measured was scored in it: one that could not be loaded then may
+    be loadable now. A model that was given up as broken before stays so.
+    """
+    done = 0
+    n_chunks = len(variants[0].table.verdicts)
+    for index, (group, record) in enumerate(zip(groups(n_chunks, shape.n_seq), checkpoint.records, strict=False)):
+        size = (len(record) - 8) // len(variants)
+        whole = record[:8] == stamp(group)
+        if whole:
+            for place, variant in enumerate(variants):
+                variant.table.unpack(group, record[8 + place * size : 8 + (place + 1) * size])
+                scored = (variant.table.verdicts[group.start : group.stop] != UNSCORED).all()
+                if not scored and variant.error is None and not _given_up(variant, done=done, first=first):
+                    whole = False
+        if not whole:
+            for variant in variants:
+                variant.table.verdicts[group.start : group.stop] = UNSCORED
+            checkpoint.keep_only(index)
+            break
+        done = group.stop
+    return done
+
+
+def check_protocol(protocol: Protocol | None, baseline: Baseline, *, as_llama_cpp: bool) -> None:
     """Raise :class:`BaselineError` where a baseline was recorded under another protocol than the one asked for."""
     if protocol is None:
         return
+    if protocol.scoring == "unclipped" and baseline.format == "logits":
+        raise SettingsError(
+            f"The protocol {protocol.name} asks for unclipped figures, which a .kld does not hold. Record states, or "
+            "measure with scoring llama-cpp."
+        )
+    if baseline.format == "states" and as_llama_cpp != (protocol.scoring == "llama-cpp"):
+        raise SettingsError(f"The protocol {protocol.name} has scoring {protocol.scoring}; ask for that one.")
     recorded: dict[str, object] = {"n_ctx": baseline.shape.n_ctx}
     asked: dict[str, object] = {"n_ctx": protocol.n_ctx}
     facts = baseline.facts
     if facts is not None and facts.corpus_sha256 is not None:
         recorded["corpus"], asked["corpus"] = facts.corpus_sha256[:12], protocol.corpus.sha256[:12]
-    for name in ("n_batch", "n_ubatch", "type_k", "type_v", "flash_attn"):
-        if hasattr(facts, name):
+    # Not the KV cache's types: the reference is recorded with f16, so that damage by another cache is measured.
+    for name in ("n_batch", "n_ubatch", "flash_attn"):
+        if getattr(facts, name, None) is not None:
             recorded[name], asked[name] = getattr(facts, name), getattr(protocol, name)
     if 0 <= protocol.chunks < baseline.shape.n_chunks:
         recorded["chunks"], asked["chunks"] = baseline.shape.n_chunks, protocol.chunks
@@ -292,16 +347,3 @@ def check_vocabulary(model: Model, baseline: Baseline) -> None:
             f"{name} {'adds' if model.add_bos else 'does not add'} a BOS token, its baseline was recorded "
             "the other way round; the figures would not be comparable. Fix tokenizer.ggml.add_bos_token."
         )
-
-
-def _resume(checkpoint: Checkpoint, variants: list[_Variant], shape: BatchShape, n_chunks: int) -> int:
-    """Put what an earlier run finished into the tables; the first chunk that is left to do."""
-    done = 0
-    for group, record in zip(groups(n_chunks, shape.n_seq), checkpoint.records, strict=False):
-        if record[:8] != stamp(group):
-            break
-        size = (len(record) - 8) // len(variants)
-        for index, variant in enumerate(variants):
-            variant.table.unpack(group, record[8 + index * size : 8 + (index + 1) * size])
-        done = group.stop
-    return done

@@ -85,7 +85,7 @@ class Table:
         return cls(
             np.zeros((n_chunks, rows, 4)),
             np.zeros((n_chunks, rows), np.bool_),
-            np.zeros((n_chunks, rows), np.int64),
+            np.full((n_chunks, rows), kernel.UNSCORED),
             np.zeros((n_chunks, rows if both else 0)),
         )
 
@@ -121,6 +121,8 @@ def check_verdicts(name: str, verdicts: NDArray[np.int64], *, first: int) -> Non
     if (verdicts == kernel.CORRUPT).any():
         chunk = int(np.argwhere(verdicts == kernel.CORRUPT)[0][0])
         raise BaselineError(f"The baseline is corrupt: rows of chunk {chunk} are no probabilities. Record it again.")
+    # A broken model is given up early: the share is of what was looked at.
+    verdicts = verdicts[(verdicts != kernel.UNSCORED).all(axis=1)]
     bad = verdicts != kernel.FINE
     if not bad.any():
         return

@@ -91,7 +91,7 @@ def _run(spec: SpeedSpec, model: Model, test: Test, found: Environment, tick: Ca
             _prompt(context, model, test.n_prompt, spec.n_batch, random)
         if test.n_gen:
             _generate(context, model, 1, random)
-        filled: bytes | None = None
+        filled = None
         for repetition in range(spec.repetitions):
             tick(repetition)
             context.clear(data=False)

@@ -52,7 +52,7 @@ def quality(
     ] = False,
     tokens: Annotated[
         Path | None,
-        typer.Option("--tokens", help="Write per-token figures (parquet) here; a folder for several models."),
+        typer.Option("--tokens", help="Write per-token figures here: a .parquet file, or a folder."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on where an interrupted run stopped.")
@@ -66,7 +66,7 @@ def quality(
     gpu_layers: GpuLayersOption = -1,
     as_json: JsonOption = False,
 ) -> None:
-    """KL divergence and perplexity against a baseline: llama-perplexity's figures, to the printed digit."""
+    """KL divergence and perplexity: the true ones against states, llama-perplexity's to the digit against a .kld."""
     shared: dict[str, Any] = {
         "baseline": str(baseline),
         "chunks": chunks,
@@ -80,7 +80,9 @@ def quality(
     }
     shared["checkpoint"] = str(_checkpoint(models, baseline, shared)) if resume else None
     if len(models) == 1:
-        spec = QualitySpec(model=str(models[0]), tokens_out=str(tokens) if tokens else None, **shared)
+        folder = tokens is not None and tokens.suffix != ".parquet"
+        one = str(tokens / f"{models[0].stem}.parquet" if folder else tokens) if tokens else None
+        spec = QualitySpec(model=str(models[0]), tokens_out=one, **shared)
         result = run_with_bar(spec, f"quality  {models[0].name}")
         assert isinstance(result, QualityResult)
         _show(result, chunks=chunks, as_json=as_json)

@@ -235,10 +235,13 @@ def _command(
     """The two commands that repeat a quality figure, with the files' own names, quoted for a shell."""
     if q is None or q.imported or reference is None:
         return {}
-    shared = "".join(
-        f" --{name.replace('_', '-').removeprefix('n-')} {value}"
-        for name in ("n_batch", "n_ubatch", "type_k", "type_v", "flash_attn")
-        if (value := getattr(protocol, name)) != Protocol.model_fields[name].default
+    shared, cache = (
+        "".join(
+            f" --{name.replace('_', '-').removeprefix('n-')} {value}"
+            for name in names
+            if (value := getattr(protocol, name)) != Protocol.model_fields[name].default
+        )
+        for names in (("n_batch", "n_ubatch", "flash_attn"), ("type_k", "type_v"))
     )
     chunks = "" if protocol.chunks < 0 else f" --chunks {protocol.chunks}"
     base = "base.gguf" if q.baseline_format == "states" else "base.kld"
@@ -248,7 +251,9 @@ def _command(
         f"--ctx {protocol.n_ctx}{chunks}{shared} --out {base}"
     )
     model = shlex.quote(PurePosixPath(variant.files[0].path).name)
-    return {"command": f"{record} && quantcard measure quality {model} --baseline {base}{clipped}{shared} --json"}
+    return {
+        "command": f"{record} && quantcard measure quality {model} --baseline {base}{clipped}{shared}{cache} --json"
+    }
 
 
 def figures_key(rows: list[DatasetRow]) -> str:

@@ -46,6 +46,7 @@ from core.errors import (
     QuantcardError,
     StorageError,
 )
+from core.protocol import CORPUS_SOURCES
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,10 @@ class Worker:
             baseline = Path(recorded.path)
         model = self._fetch(variant, halt, progress, lambda: model_path(data, variant, self._hub))
         if job.kind == "baseline":
-            given, sources = self._settings.corpus, self._settings.corpus_sources()
+            given = self._settings.corpus
+            known = protocol.corpus.sha256 in CORPUS_SOURCES
+            # The operator's own file of protocols is only looked into where it is needed.
+            sources = CORPUS_SOURCES if known else self._settings.corpus_sources()
             corpus = self._fetch(
                 variant,
                 halt,
@@ -238,9 +242,11 @@ class Worker:
                 corpus=str(corpus),
                 out=str(baseline_path(data, variant.key, protocol, kind)),
                 format=kind,
+                fallback=protocol.scoring == "llama-cpp",
                 n_ctx=protocol.n_ctx,
                 chunks=protocol.chunks,
-                **shared,
+                # The reference with f16 always: what another KV cache does is what is measured.
+                **{**shared, "type_k": "f16", "type_v": "f16"},
             )
         if baseline is not None:
             return QualitySpec(
@@ -336,7 +342,11 @@ def _checked(result: Result, spec: BaselineSpec | QualitySpec | SpeedSpec) -> Re
         )
     if isinstance(found, QualityResult) and isinstance(spec, QualitySpec):
         name = Path(spec.tokens_out).name if spec.tokens_out and found.tokens_sha256 else None
-        return found.model_copy(update={"tokens_path": name})
+        if found.scoring != ("llama-cpp" if spec.as_llama_cpp else found.scoring):
+            raise JobProtocolError("The measuring process answered with figures of another scoring.")
+        return found.model_copy(update={"tokens_path": name, "imported": None})
+    if isinstance(found, SpeedResult):
+        return found.model_copy(update={"imported": None})
     return found
 
 

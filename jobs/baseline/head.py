@@ -11,13 +11,15 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from core.canonical import storage_error
@@ -39,6 +41,10 @@ _PAD = 32
 #: Width of the idle attention and feed-forward of the block.
 _IDLE = 32
 _COPY_BYTES = 64 << 20
+#: The checksum's place in the header: found by what stands before it, well within the first bytes.
+_SUM_MARK = b"quantcard xxh3 "
+_BLANK = b"0" * 16
+_SUM_WITHIN = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,38 +97,78 @@ def find_head(reference: Path) -> HeadSource:
     return HeadSource(shard, header.data_start, tensor, rule, bias)
 
 
-def make_head(source: HeadSource, out: Path, *, reference_sha256: str) -> None:
-    """Write a reference's head to ``out``, whole or not at all; nothing if it stands there already.
+def make_head(source: HeadSource, out: Path, *, reference_sha256: str) -> bool:
+    """Write a reference's head to ``out``, whole or not at all; whether it did: nothing if it stands there already.
 
     Raises:
         StorageError: no room for it.
     """
     if _is_head_of(out, source, reference_sha256):
-        return
+        return False
     part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with (out.parent / f".{out.name}.lock").open("w") as lock:
-            # Another process may be making the same head.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_head_of(out, source, reference_sha256):
+        with _locked(out.parent):
+            # Another process may have been making the same head.
+            if _is_head_of(out, source, reference_sha256):
+                return False
+            try:
                 _write(source, part, reference_sha256)
                 part.replace(out)
-            Path(lock.name).unlink(missing_ok=True)
+            finally:
+                part.unlink(missing_ok=True)
+            return True
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise storage_error(out, error) from error
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time makes heads in a folder; the folder itself is locked, so that no file is left."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _is_head_of(path: Path, source: HeadSource, reference_sha256: str) -> bool:
-    if not path.exists():
+    try:
+        check_head(path, reference_sha256=reference_sha256)
+        return bool(read_file_header(path).kv.get("quantcard.head.tensor") == source.tensor.name)
+    except (BaselineError, GGUFError):
         return False
+
+
+def check_head(path: Path, *, reference_sha256: str) -> None:
+    """Raise :class:`BaselineError` unless ``path`` is the whole and undamaged head of that reference."""
+    if not path.exists():
+        raise BaselineError(f"{path} is missing: the baseline's output head stands beside it. Record it again.")
     try:
         kv = read_file_header(path).kv
-    except GGUFError:
-        return False
-    wanted = {"quantcard.head.version": VERSION, "quantcard.head.reference_sha256": reference_sha256}
-    return wanted.items() <= kv.items() and kv.get("quantcard.head.tensor") == source.tensor.name
+    except GGUFError as error:
+        raise BaselineError(f"The baseline's output head is damaged: {error} Record it again.") from error
+    if kv.get("quantcard.head.version") != VERSION:
+        raise BaselineError(f"{path} is no output head of this version of quantcard. Record the baseline again.")
+    found, told = _sum(path)
+    if found != told:
+        raise BaselineError(f"{path} is damaged: its checksum does not hold. Record the baseline again.")
+    if kv.get("quantcard.head.reference_sha256") != reference_sha256:
+        raise BaselineError(f"{path} is the output head of another reference. Record the baseline again.")
+
+
+def _sum(path: Path) -> tuple[str, str]:
+    """A head's checksum as it is (xxh3 of the file with the checksum's own place blank), and as it says."""
+    state = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        begin = file.read(_SUM_WITHIN)
+        at = begin.find(_SUM_MARK) + len(_SUM_MARK)
+        told = begin[at : at + len(_BLANK)]
+        state.update(begin[:at] + _BLANK + begin[at + len(_BLANK) :])
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest(), told.decode("ascii", "replace")
 
 
 def _write(source: HeadSource, path: Path, reference_sha256: str) -> None:
@@ -155,6 +201,7 @@ def _write(source: HeadSource, path: Path, reference_sha256: str) -> None:
         "quantcard.head.version": VERSION,
         "quantcard.head.reference_sha256": reference_sha256,
         "quantcard.head.tensor": source.tensor.name,
+        "quantcard.head.sum": (_SUM_MARK + _BLANK).decode(),
     }
     places = lay_out(path, "llama", metadata, tensors)
     by_name = {tensor.name: tensor for tensor in tensors}
@@ -166,7 +213,16 @@ def _write(source: HeadSource, path: Path, reference_sha256: str) -> None:
             target.write(np.ones(width, "<f4").tobytes())
         _copy_padded(source, origin, target, places["token_embd.weight"], by_name["token_embd.weight"].row_bytes)
         target.flush()
+        begin = _begin(path)
+        target.seek(begin.find(_SUM_MARK) + len(_SUM_MARK))
+        target.write(_sum(path)[0].encode())
+        target.flush()
         os.fsync(target.fileno())
+
+
+def _begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SUM_WITHIN)
 
 
 def _copy_padded(source: HeadSource, origin: Any, target: Any, place: int, row_bytes: int) -> None:
@@ -223,20 +279,11 @@ class Head:
     def __init__(
         self, path: Path, *, reference_sha256: str, n_embd: int, machine: Machine, n_rows: int, n_threads: int
     ) -> None:
-        if not path.exists():
-            raise BaselineError(f"{path} is missing: the baseline's output head stands beside it. Record it again.")
-        try:
-            kv = read_file_header(path).kv
-        except GGUFError as error:
-            raise BaselineError(f"The baseline's output head is damaged: {error} Record it again.") from error
-        if kv.get("quantcard.head.reference_sha256") != reference_sha256:
-            raise BaselineError(f"{path} is the output head of another reference. Record the baseline again.")
-        if kv.get("quantcard.head.version") != VERSION:
-            raise BaselineError(f"{path} was made by another version of quantcard. Record the baseline again.")
+        check_head(path, reference_sha256=reference_sha256)
         self.seconds = 0.0
         self.n_rows, self._n_embd = n_rows, n_embd
         with ExitStack() as stack:
-            self._model = stack.enter_context(Model(path, machine))
+            self._model = stack.enter_context(Model(path, machine, is_head=True))
             self._context = stack.enter_context(StatesContext(self._model, n_rows=n_rows, n_threads=n_threads))
             self.n_vocab = self._model.n_vocab
             if self._model.n_embd <= n_embd:

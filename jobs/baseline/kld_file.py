@@ -12,7 +12,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -88,7 +88,7 @@ class KldReader:
                 "Record it again."
             )
         n_ctx, n_vocab, n_chunks = struct.unpack("<3i", header[8:])
-        if not (0 < n_ctx < 1 << 24 and 0 < n_vocab < 1 << 24 and 0 < n_chunks < 1 << 24):
+        if not (4 <= n_ctx < 1 << 24 and 0 < n_vocab < 1 << 24 and 0 < n_chunks < 1 << 24):
             raise BaselineError(f"{path} is corrupt: n_ctx {n_ctx}, {n_vocab} tokens, {n_chunks} chunks can't be.")
         self.shape = KldShape(n_ctx, n_vocab, n_chunks)
         if size != self.shape.file_bytes:
@@ -144,10 +144,10 @@ class KldReader:
             os.posix_fadvise(self._file, start, len(chunks) * self.shape.chunk_bytes, os.POSIX_FADV_WILLNEED)
 
 
-def write_header(file: BinaryIO, shape: KldShape, tokens: NDArray[np.int32]) -> None:
-    """Write magic, sizes and tokens; rows follow in chunk order."""
-    file.write(MAGIC + struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks))
-    file.write(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+def header_bytes(shape: KldShape, tokens: NDArray[np.int32]) -> bytes:
+    """Magic, sizes and tokens; rows follow in chunk order."""
+    sizes = struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks)
+    return MAGIC + sizes + np.ascontiguousarray(tokens, dtype="<i4").tobytes()
 
 
 def row_sums(rows: NDArray[Any], first: int) -> int:

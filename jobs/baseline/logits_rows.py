@@ -15,7 +15,7 @@ from core.contract import BaselineFormat
 from core.errors import BaselineError
 from jobs import kernel
 from jobs.baseline.kld_file import KldReader, row_sums
-from jobs.baseline.meta import BaselineMeta, check_meta, read_meta
+from jobs.baseline.meta import BaselineMeta, check_meta, content_hash, read_meta
 from jobs.decode import Step
 from jobs.scoring import RowPool, Table, blocks
 
@@ -55,6 +55,11 @@ class LogitsBaseline:
             return [self.meta.tokens_sha256, self.meta.chunk_sums]
         found = self.path.stat()
         return [found.st_size, found.st_mtime_ns]
+
+    @property
+    def content(self) -> str | None:
+        """What it says of which text, as a hash: the same for states of the same recording; None if unknown."""
+        return content_hash(self.meta.reference_sha256, self.tokens, self.exact_nll) if self.meta else None
 
     @property
     def head_seconds(self) -> float:

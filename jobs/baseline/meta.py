@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.canonical import write_atomic
+from core.canonical import fingerprint, write_atomic
 from core.contract import Environment, Estimate
 from core.errors import BaselineError
 from jobs.baseline.kld_file import KldReader
@@ -46,6 +46,9 @@ class BaselineMeta(BaseModel):
     nll: str | None = None
     tokens_sha256: str
     chunk_sums: list[int] = Field(description="per chunk: xxh3_64 of each row, seeded with its number, added up")
+    n_batch: int | None = None
+    n_ubatch: int | None = None
+    flash_attn: str | None = None
     environment: Environment | None = None
 
     @property
@@ -115,6 +118,11 @@ def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
         return
     shape = reader.shape
     same = (meta.n_ctx, meta.n_vocab, meta.n_chunks) == (shape.n_ctx, shape.n_vocab, shape.n_chunks)
+    try:
+        nll = meta.exact_nll
+    except (ValueError, zlib.error):
+        nll = np.zeros(0)
+    same = same and (nll is None or nll.size == shape.n_chunks * shape.rows_per_chunk)
     if not same or tokens_sha256(reader.tokens) != meta.tokens_sha256 or len(meta.chunk_sums) != shape.n_chunks:
         raise BaselineError(
             f"{reader.path} and its .json do not belong together: one of them is corrupt. Record it again."
@@ -124,3 +132,13 @@ def check_meta(reader: KldReader, meta: BaselineMeta | None) -> None:
 def tokens_sha256(tokens: NDArray[np.int32]) -> str:
     """sha256 of the corpus's tokens as little-endian i32."""
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()
+
+
+def content_hash(
+    reference_sha256: str | None, tokens: NDArray[np.int32], nll: NDArray[np.float64] | None
+) -> str | None:
+    """One hash for what a recording says, whatever format keeps it; None where the reference is not known."""
+    if reference_sha256 is None or nll is None:
+        return None
+    exact = hashlib.sha256(np.ascontiguousarray(nll, dtype="<f8").tobytes()).hexdigest()
+    return fingerprint([reference_sha256, tokens_sha256(tokens), exact])

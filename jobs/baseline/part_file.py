@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from core.canonical import storage_error
 from core.errors import StorageError
+from jobs.checkpoint import open_locked
 
 
 class PartFile:
@@ -25,20 +25,16 @@ class PartFile:
         self.checkpoint = out.with_name(f".{out.name}.checkpoint")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_locked(self.path)
         except OSError as error:
             raise storage_error(out, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            self._file = -1
-            raise StorageError(
-                f"{out} is being recorded by another process. Wait for it, or give another --out."
-            ) from None
+        if self._file < 0:
+            raise StorageError(f"{out} is being recorded by another process. Wait for it, or give another --out.")
 
     def require(self, n_bytes: int) -> None:
-        """Raise :class:`StorageError` unless the disk has room for a file of ``n_bytes``."""
+        """Make it a file of at most ``n_bytes``; raise :class:`StorageError` unless the disk has room for it."""
+        # What an earlier recording of another size left behind it is cut off.
+        os.ftruncate(self._file, min(n_bytes, os.fstat(self._file).st_size))
         found = os.statvfs(self.path.parent)
         have = os.fstat(self._file).st_blocks * 512
         if found.f_bavail * found.f_frsize < n_bytes - have:
@@ -77,9 +73,12 @@ class PartFile:
         """
         try:
             self.sync()
+            # From here on a kill costs the recording, but another process's file is never taken for ours.
+            self.checkpoint.unlink(missing_ok=True)
             self.path.replace(self.out)
         except OSError as error:
             raise storage_error(self.out, error) from error
+        self.close()
 
     def close(self) -> None:
         """Leave what there is for the next run; safe to call twice."""
@@ -88,7 +87,9 @@ class PartFile:
             self._file = -1
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; nothing to do once it is closed."""
+        if self._file < 0:
+            return
         for path in (self.path, self.checkpoint):
             with suppress(FileNotFoundError):
                 path.unlink()

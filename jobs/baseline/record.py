@@ -18,13 +18,21 @@ from numpy.typing import NDArray
 
 from core.canonical import sha256_file
 from core.contract import BaselineResult, BaselineSpec, Environment, Estimate
-from core.errors import CorpusError, GGUFError, NonFiniteLogitsError, QuantcardError
+from core.errors import (
+    BaselineError,
+    CorpusError,
+    GGUFError,
+    NonFiniteLogitsError,
+    QuantcardError,
+    SettingsError,
+    StatesUnavailableError,
+)
 from core.gguf_files import identity
 from core.protocol import SCORING_VERSION
 from core.statistics import perplexity
 from jobs import Progress, kernel
 from jobs.baseline.kld_file import KldShape
-from jobs.baseline.meta import vocab_sha256
+from jobs.baseline.meta import read_meta, vocab_sha256
 from jobs.baseline.part_file import PartFile
 from jobs.checkpoint import Checkpoint
 from jobs.context import Context
@@ -35,7 +43,6 @@ from jobs.scoring import RowPool, blocks
 from jobs.walk import Walk
 
 logger = logging.getLogger(__name__)
-_MASK = (1 << 64) - 1
 
 
 class HeadMismatch(Exception):
@@ -45,22 +52,34 @@ class HeadMismatch(Exception):
 class Recorder(Protocol):
     """What a format does with the rows of a pass."""
 
-    def begin(self, part: PartFile) -> None:
+    #: whether it wants to see what enters the head
+    needs_states: bool
+
+    def begin(self, part: PartFile, stack: ExitStack) -> None:
         """Write what is known before the pass (again, with the same bytes, after an interruption)."""
 
-    def accepts(self, chunk: int, chunk_sum: int) -> bool:
-        """Whether a chunk that an earlier run recorded is whole in the file."""
+    def accepts(self, chunk: int, chunk_sum: int, nll: NDArray[np.float64]) -> bool:
+        """Whether a chunk that an earlier run recorded, with that NLL of each row, is whole in the file."""
 
     def rows(
         self, group: range, step: Step, logits: NDArray[np.float32], context: Context, nll: NDArray[np.float64]
     ) -> list[Callable[[], None]]:
         """Tasks that record a decode's rows and write their NLL, shape (n_chunks, rows_per_chunk)."""
 
+    def resumed(self, checks: list[float]) -> None:
+        """Told of the KLDs that an earlier run found at the rows it checked."""
+
     def close_group(self, group: range) -> tuple[list[int], list[float]]:
         """Checksums of a finished group's chunks; KLDs of rebuilt from true logits at the rows checked."""
 
     def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
         """Write what is known after the pass."""
+
+    def published(self) -> None:
+        """Told that the file stands where it belongs."""
+
+    def given_up(self) -> None:
+        """Told that it will not be made: leave nothing behind."""
 
     def result(self) -> dict[str, Any]:
         """What this format adds to the result."""
@@ -90,8 +109,8 @@ def model_sha256(path: Path) -> str:
 class Recording:
     """One pass of a reference over a corpus: what both formats share."""
 
-    def __init__(self, spec: BaselineSpec, model: Model, found: Environment, pool: RowPool, stack: ExitStack) -> None:
-        self.spec, self.model, self.found, self.pool, self.stack = spec, model, found, pool, stack
+    def __init__(self, spec: BaselineSpec, model: Model, found: Environment) -> None:
+        self.spec, self.model, self.found = spec, model, found
         text = read_corpus(Path(spec.corpus))
         if model.add_eos:
             raise GGUFError(f"{model.path.name} adds an end-of-text token to every text; perplexity is not defined.")
@@ -104,7 +123,7 @@ class Recording:
     @property
     def identity(self) -> Any:
         """Everything that decides the bytes of the recording, for its checkpoint."""
-        asked = self.spec.model_dump(mode="json", exclude={"reference", "corpus", "out", "overlap"})
+        asked = self.spec.model_dump(mode="json", exclude={"reference", "corpus", "out", "fallback"})
         found = self.found.model_dump(mode="json")
         return [asked, self.corpus_sha256, self.reference_sha256, found, SCORING_VERSION]
 
@@ -129,36 +148,53 @@ def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
     from jobs.baseline.record_logits import LogitsRecorder
     from jobs.baseline.record_states import StatesRecorder
 
+    batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
     found = environment(spec.machine)
-    with ExitStack() as stack:
-        progress("loading", 0, 1)
-        model = stack.enter_context(Model(Path(spec.reference), spec.machine))
-        pool = stack.enter_context(RowPool(found.n_threads))
-        recording = Recording(spec, model, found, pool, stack)
+    with Model(Path(spec.reference), spec.machine) as model:
+        recording = Recording(spec, model, found)
         out, fallback = Path(spec.out), None
         if spec.format == "states":
             try:
                 return _run(recording, StatesRecorder(recording, out), out, progress, None)
             except HeadMismatch as error:
                 fallback = str(error)
-                logger.warning("%s: full logits are kept instead of states. %s", spec.reference, fallback)
-                out = out.with_suffix(".kld")
+            if not spec.fallback:
+                raise StatesUnavailableError(
+                    f"States of {model.path.name} do not give its logits back, so that unclipped figures can't be had. "
+                    f"{fallback} Measure under a protocol with scoring llama-cpp."
+                )
+            logger.warning("%s: full logits are kept instead of states. %s", spec.reference, fallback)
+            out = out.with_suffix(".kld")
+            _check_free(out, recording)
         return _run(recording, LogitsRecorder(recording, out), out, progress, fallback)
+
+
+def _check_free(out: Path, recording: Recording) -> None:
+    """Raise :class:`SettingsError` rather than replace a file that nobody asked us to replace."""
+    if not out.exists():
+        return
+    try:
+        meta = read_meta(out)
+    except BaselineError:
+        meta = None
+    if meta is None or meta.reference_sha256 != recording.reference_sha256:
+        raise SettingsError(f"Full logits have to be kept, but {out} exists. Move it away, or give another --out.")
 
 
 def _run(
     recording: Recording, recorder: Recorder, out: Path, progress: Progress, fallback: str | None
 ) -> BaselineResult:
-    part = PartFile(out)
-    try:
-        with closing(part):
-            recorder.begin(part)
-            ppl = _pass(recording, recorder, part, progress)
+    with closing(PartFile(out)) as part:
+        try:
+            with ExitStack() as stack:
+                recorder.begin(part, stack)
+                ppl = _pass(recording, recorder, part, stack, progress)
             part.finish()
+        except (QuantcardError, HeadMismatch):
             part.discard()
-    except (QuantcardError, HeadMismatch):
-        part.discard()
-        raise
+            recorder.given_up()
+            raise
+    recorder.published()
     shape = recording.shape
     return BaselineResult(
         path=str(out),
@@ -176,22 +212,27 @@ def _run(
     )
 
 
-def _pass(recording: Recording, recorder: Recorder, part: PartFile, progress: Progress) -> Estimate:
+def _pass(recording: Recording, recorder: Recorder, part: PartFile, stack: ExitStack, progress: Progress) -> Estimate:
     spec, found = recording.spec, recording.found
     n_chunks, rows = recording.shape.n_chunks, recording.shape.rows_per_chunk
     shape = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
     nll = np.zeros((n_chunks, rows))
     sums: list[int] = []
     checks: list[float] = []
-    capture = spec.format == "states" and part.out.suffix != ".kld"
-    with closing(Checkpoint(part.checkpoint, [recording.identity, part.out.suffix])) as checkpoint:
+    capture = recorder.needs_states
+    with closing(Checkpoint(part.checkpoint, [recording.identity, capture])) as checkpoint:
         start = _resume(checkpoint, recorder, shape, nll, sums, checks)
-        context = recording.stack.enter_context(
+        recorder.resumed(checks)
+        context = stack.enter_context(
             make_context(recording.model, spec, shape, n_chunks=n_chunks, n_threads=found.n_threads, capture=capture)
         )
+        # Entered last, so left first: no thread is at work when contexts are freed.
+        pool = stack.enter_context(RowPool(found.n_threads))
 
-        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32]]) -> list[Future[None]]:
-            return recording.pool.start(recorder.rows(group, step, logits[0], context, nll))
+        def on_outputs(group: range, step: Step, logits: list[NDArray[np.float32] | None]) -> list[Future[None]]:
+            (mine,) = logits
+            assert mine is not None
+            return pool.start(recorder.rows(group, step, mine, context, nll))
 
         def on_group(group: range) -> None:
             its_sums, its_checks = recorder.close_group(group)
@@ -210,7 +251,6 @@ def _pass(recording: Recording, recorder: Recorder, part: PartFile, progress: Pr
             before_group=lambda group: None,
             start=start,
         ).run()
-        context.close()
         recorder.end(nll, sums, checks)
     return perplexity(nll.ravel())
 
@@ -235,7 +275,8 @@ def nll_task(
     kernel.encode_rows(logits[output : output + n], wanted, encoded, nll[where, row : row + n], verdicts)
     if verdicts.any():
         raise NonFiniteLogitsError(
-            f"INVALID: the logits of {recording.model.path.name} are NaN or infinite at chunk {where}, position "
+            f"INVALID: the logits of {recording.model.path.name} are NaN or infinite, or give the text's next token no "
+            f"probability at all, at chunk {where}, position "
             f"{recording.shape.first + row + int(np.argmax(verdicts != kernel.FINE))}. A broken file can't be a "
             "reference (or its kernels overflow here): convert it again."
         )
@@ -270,7 +311,8 @@ def _resume(
         n = len(group)
         its_nll = np.frombuffer(data, "<f8", n * rows, 8).reshape(n, rows)
         its_sums = struct.unpack_from(f"<{n}Q", data, 8 + its_nll.nbytes)
-        whole = all(recorder.accepts(chunk, total) for chunk, total in zip(group, its_sums, strict=True))
+        told = zip(group, its_sums, its_nll, strict=True)
+        whole = all(recorder.accepts(chunk, total, of_chunk) for chunk, total, of_chunk in told)
         if data[:8] != stamp(group) or not whole:
             checkpoint.keep_only(index)
             break

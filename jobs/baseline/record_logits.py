@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.canonical import write_atomic
 from core.statistics import perplexity
-from jobs.baseline.kld_file import MAGIC, row_sums
-from jobs.baseline.meta import BaselineMeta, pack_nll, tokens_sha256, write_meta
+from jobs.baseline.kld_file import header_bytes, row_sums
+from jobs.baseline.meta import BaselineMeta, meta_path, pack_nll, tokens_sha256
 from jobs.baseline.part_file import PartFile
 from jobs.baseline.record import Recording, nll_task, row_blocks
 from jobs.context import Context
@@ -26,24 +27,25 @@ _MASK = (1 << 64) - 1
 class LogitsRecorder:
     """Encodes each row where a thread has it in its cache, and writes it to its place."""
 
+    needs_states = False
+
     def __init__(self, recording: Recording, out: Path) -> None:
         self._recording, self._out, self._shape = recording, out, recording.shape
         self._sums: dict[int, int] = {}
         self._lock = threading.Lock()
         self._buffers = threading.local()
 
-    def begin(self, part: PartFile) -> None:
+    def begin(self, part: PartFile, stack: ExitStack) -> None:
         shape = self._shape
         part.require(shape.file_bytes)
         self._part = part
-        sizes = struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks)
-        part.write(MAGIC + sizes + np.ascontiguousarray(self._recording.tokens, dtype="<i4").tobytes(), 0)
+        part.write(header_bytes(shape, self._recording.tokens), 0)
 
     def _place(self, chunk: int, row: int) -> int:
         shape = self._shape
         return shape.rows_offset + chunk * shape.chunk_bytes + row * shape.row_u16 * 2
 
-    def accepts(self, chunk: int, chunk_sum: int) -> bool:
+    def accepts(self, chunk: int, chunk_sum: int, nll: NDArray[np.float64]) -> bool:
         shape = self._shape
         data = self._part.read(shape.chunk_bytes, self._place(chunk, 0))
         if len(data) != shape.chunk_bytes:
@@ -79,24 +81,42 @@ class LogitsRecorder:
 
     def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
         recording, shape = self._recording, self._shape
-        write_meta(
-            self._out,
-            BaselineMeta(
-                reference_name=recording.model.path.name,
-                reference_sha256=recording.reference_sha256,
-                corpus_sha256=recording.corpus_sha256,
-                n_ctx=shape.n_ctx,
-                n_chunks=shape.n_chunks,
-                n_vocab=shape.n_vocab,
-                vocab_sha256=recording.vocab_sha256,
-                add_bos=recording.model.add_bos,
-                ppl=perplexity(nll.ravel()),
-                nll=pack_nll(nll.ravel()),
-                tokens_sha256=tokens_sha256(recording.tokens),
-                chunk_sums=sums,
-                environment=recording.found,
-            ),
+        meta = BaselineMeta(
+            reference_name=recording.model.path.name,
+            reference_sha256=recording.reference_sha256,
+            corpus_sha256=recording.corpus_sha256,
+            n_ctx=shape.n_ctx,
+            n_chunks=shape.n_chunks,
+            n_vocab=shape.n_vocab,
+            vocab_sha256=recording.vocab_sha256,
+            add_bos=recording.model.add_bos,
+            ppl=perplexity(nll.ravel()),
+            nll=pack_nll(nll.ravel()),
+            tokens_sha256=tokens_sha256(recording.tokens),
+            chunk_sums=sums,
+            n_batch=recording.spec.n_batch,
+            n_ubatch=recording.spec.n_ubatch,
+            flash_attn=recording.spec.flash_attn,
+            environment=recording.found,
         )
+        # Written before the file appears, so that a disk that is full for it is full before that.
+        write_atomic(self._waiting, meta.model_dump_json())
+        # Between the file's coming and its companion's there is none, rather than one of another recording.
+        meta_path(self._out).unlink(missing_ok=True)
+
+    @property
+    def _waiting(self) -> Path:
+        """Where the companion waits for the file to appear."""
+        return self._out.with_name(f".{meta_path(self._out).name}.part")
+
+    def published(self) -> None:
+        self._waiting.replace(meta_path(self._out))
+
+    def given_up(self) -> None:
+        self._waiting.unlink(missing_ok=True)
+
+    def resumed(self, checks: list[float]) -> None:
+        pass
 
     def result(self) -> dict[str, Any]:
         return {"format": "logits"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.canonical import storage_error
 from core.errors import JobError, QuantcardError
 from jobs import kernel
 from jobs.baseline.gguf_file import lay_out
@@ -37,6 +39,8 @@ class StatesRecorder:
     Raises:
         HeadMismatch: this reference's head is of a kind that can't be rebuilt.
     """
+
+    needs_states = True
 
     def __init__(self, recording: Recording, out: Path) -> None:
         self._recording, self._shape = recording, recording.shape
@@ -78,14 +82,15 @@ class StatesRecorder:
         self._checks: list[float] = []
         self._all_checks: list[float] = []
         self._head: Head | None = None
+        self._made_head = False
 
-    def begin(self, part: PartFile) -> None:
+    def begin(self, part: PartFile, stack: ExitStack) -> None:
         self._part, meta = part, self._meta
         tensors = plan(meta)
         part.require(sum(tensor.n_bytes for tensor in tensors))
-        make_head(self._source, self._head_path, reference_sha256=meta.reference_sha256)
+        self._made_head = make_head(self._source, self._head_path, reference_sha256=meta.reference_sha256)
         try:
-            self._head = self._recording.stack.enter_context(
+            self._head = stack.enter_context(
                 Head(
                     self._head_path,
                     reference_sha256=meta.reference_sha256,
@@ -112,7 +117,10 @@ class StatesRecorder:
                 tensors,
             )
             # The header alone is copied: what an earlier run put behind it stays.
-            header = layout.read_bytes()[: self._places["tokens"]]
+            with layout.open("rb") as file:
+                header = file.read(self._places["tokens"])
+        except OSError as error:
+            raise storage_error(part.out, error) from error
         finally:
             layout.unlink(missing_ok=True)
         part.write(header, 0)
@@ -127,12 +135,26 @@ class StatesRecorder:
     def _place(self, chunk: int, row: int) -> int:
         return self._places["states"] + (chunk * self._shape.rows_per_chunk + row) * self._row_bytes
 
-    def accepts(self, chunk: int, chunk_sum: int) -> bool:
+    def accepts(self, chunk: int, chunk_sum: int, nll: NDArray[np.float64]) -> bool:
+        if chunk == 0 and not self._samples_agree(nll):
+            return False
         n_bytes = self._shape.rows_per_chunk * self._row_bytes
         data = self._part.read(n_bytes, self._place(chunk, 0))
         if len(data) != n_bytes:
             return False
         return row_sums(np.frombuffer(data, np.uint8).reshape(-1, self._row_bytes), 0) == chunk_sum
+
+    def _samples_agree(self, nll: NDArray[np.float64]) -> bool:
+        """Whether the sample rows' logits in the file are those whose NLL was taken."""
+        n, n_vocab = len(self._samples), self._shape.n_vocab
+        data = self._part.read(n * n_vocab * 4, self._places["sample_logits"])
+        if len(data) != n * n_vocab * 4:
+            return False
+        logits = np.frombuffer(data, "<f4").reshape(n, n_vocab).copy()
+        targets = self._recording.tokens[0, self._shape.first + 1 + self._samples].astype(np.int64)
+        found, verdicts = np.zeros(n), np.zeros(n, np.int64)
+        kernel.encode_rows(logits, targets, np.empty((n, 0), np.uint16), found, verdicts)
+        return bool((found == nll[self._samples]).all() and not verdicts.any())
 
     def rows(
         self, group: range, step: Step, logits: NDArray[np.float32], context: Context, nll: NDArray[np.float64]
@@ -193,6 +215,17 @@ class StatesRecorder:
         scores[verdicts == kernel.CORRUPT] = 0.0
         scores[(verdicts == kernel.NOT_FINITE) | (verdicts == kernel.ZERO), KLD] = np.inf
         self._checks.extend(scores[:, KLD].tolist())
+
+    def resumed(self, checks: list[float]) -> None:
+        self._all_checks.extend(checks)
+
+    def published(self) -> None:
+        pass
+
+    def given_up(self) -> None:
+        # A head that was there before may be another baseline's.
+        if self._made_head:
+            self._head_path.unlink(missing_ok=True)
 
     def close_group(self, group: range) -> tuple[list[int], list[float]]:
         sums, checks = [self._sums.pop(chunk) for chunk in group], self._checks

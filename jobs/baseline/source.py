@@ -55,6 +55,10 @@ class Baseline(Protocol):
         """What tells it from any other baseline, as JSON."""
 
     @property
+    def content(self) -> str | None:
+        """One hash for what the recording says, whatever format keeps it; None where that is not known."""
+
+    @property
     def head_seconds(self) -> float:
         """Time spent so far on rebuilding logits."""
 

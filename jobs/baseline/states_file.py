@@ -155,6 +155,8 @@ class StatesReader:
             raise BaselineError(f"{path} is damaged: its checksum does not hold. Record it again.")
         self.shape = self.meta.shape
         self.tokens: NDArray[np.int32] = self._array("tokens").astype(np.int32)
+        if int(self.tokens.min()) < 0 or int(self.tokens.max()) >= self.meta.n_vocab:
+            raise BaselineError(f"{path} is damaged: it holds token ids outside its vocabulary. Record it again.")
         self.nll: NDArray[np.float64] = self._array("nll")
         self.chunk_sums = [int(value) & ((1 << 64) - 1) for value in self._array("chunk_sums")]
         self.bias = self._array("bias").astype(np.float32) if self.meta.has_bias else np.zeros(0, np.float32)
@@ -168,14 +170,12 @@ class StatesReader:
         values = np.fromfile(self.path, _NUMPY[tensor.type_name], tensor.n_elements, offset=self._place(name))
         return values.reshape(tensor.shape[::-1])
 
-    @property
-    def self_check(self) -> float:
-        """Mean KLD (nats) of rebuilt from true logits, as the recording found it."""
-        return float(self._array("self_check")[0])
-
     def samples(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """(chunk and row, shape (n, 2); true logits there, shape (n, n_vocab))."""
-        return self._array("sample_rows").astype(np.int32), self._array("sample_logits").astype(np.float32)
+        places = self._array("sample_rows").astype(np.int32)
+        if (places < 0).any() or (places >= [self.shape.n_chunks, self.shape.rows_per_chunk]).any():
+            raise BaselineError(f"{self.path} is damaged: its sample rows can't be. Record it again.")
+        return places, self._array("sample_logits").astype(np.float32)
 
     @property
     def head(self) -> Path:
@@ -218,6 +218,12 @@ def _meta(path: Path, header: GGUFHeader) -> StatesMeta:
         raise BaselineError(
             f"{path} is damaged, or was recorded by another version of quantcard. Record it again."
         ) from None
-    if Path(meta.head_file).name != meta.head_file or meta.n_ctx < 4 or meta.n_chunks < 1 or meta.n_vocab < 1:
+    if (
+        not meta.head_file
+        or Path(meta.head_file).name != meta.head_file
+        or meta.n_ctx < 4
+        or meta.n_chunks < 1
+        or meta.n_vocab < 1
+    ):
         raise BaselineError(f"{path} is damaged: what it says of itself can't be. Record it again.")
     return meta

@@ -16,6 +16,7 @@ from core.errors import BaselineError
 from jobs import kernel
 from jobs.baseline.head import Head
 from jobs.baseline.kld_file import row_sums
+from jobs.baseline.meta import content_hash
 from jobs.baseline.states_file import StatesMeta, StatesReader, is_states_file, restored
 from jobs.decode import Step
 from jobs.scoring import KLD, RowPool, Table, blocks, wait
@@ -87,6 +88,10 @@ class StatesBaseline:
         return [self.reader.meta.model_dump(mode="json"), self.reader.chunk_sums]
 
     @property
+    def content(self) -> str | None:
+        return content_hash(self.reader.meta.reference_sha256, self.tokens, self.reader.nll)
+
+    @property
     def head_seconds(self) -> float:
         return self._head.seconds if self._head else 0.0
 
@@ -100,7 +105,7 @@ class StatesBaseline:
         self.reader.prefetch(chunks)
 
     def head(self, n_rows: int) -> Head:
-        """The head, loaded for at least ``n_rows`` rows at a time."""
+        """The head; the first call decides how many rows it takes at a time."""
         if self._head is None:
             meta = self.reader.meta
             self._head = Head(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from core.contract import BaselineCheck, BaselineToolSpec, Estimate
 from core.errors import BaselineError, SettingsError, VocabularyMismatchError
 from core.statistics import perplexity
 from jobs import Progress, kernel
-from jobs.baseline.kld_file import MAGIC, KldReader, row_sums
-from jobs.baseline.meta import BaselineMeta, check_meta, read_meta, tokens_sha256, vocab_sha256, write_meta
+from jobs.baseline.kld_file import KldReader, header_bytes, row_sums
+from jobs.baseline.meta import BaselineMeta, check_meta, meta_path, read_meta, tokens_sha256, vocab_sha256, write_meta
 from jobs.baseline.record import model_sha256
 from jobs.baseline.record_states import LIMIT_QUANTIZED, LIMITS
 from jobs.baseline.states_file import is_states_file, restored
@@ -49,7 +48,12 @@ def _logits(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
             if out.absolute() != path.absolute():
                 with path.open("rb") as source, atomic_file(out) as target:
                     shutil.copyfileobj(source, target, 1 << 20)
+            if spec.action == "export" and out.absolute() != path.absolute():
+                # Of a file that stood there before.
+                meta_path(out).unlink(missing_ok=True)
             if spec.action == "import":
+                if meta is not None and spec.reference is not None:
+                    raise SettingsError(f"{path} has its companion already; leave --reference out.")
                 meta = meta or _foreign_meta(reader, sums, spec)
                 write_meta(out, meta)
             path = out
@@ -144,6 +148,7 @@ def _states(spec: BaselineToolSpec, progress: Progress) -> BaselineCheck:
             path = Path(spec.out)
             pool = stack.enter_context(RowPool(n_threads))
             _export_states(baseline, path, pool, progress)
+            meta_path(path).unlink(missing_ok=True)
             size = path.stat().st_size
         shape = baseline.shape
         return BaselineCheck(
@@ -193,8 +198,7 @@ def _export_states(baseline: StatesBaseline, out: Path, pool: RowPool, progress:
     shape = baseline.shape
     head = baseline.head(HEAD_ROWS)
     with atomic_file(out) as file:
-        file.write(MAGIC + struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks))
-        file.write(np.ascontiguousarray(baseline.tokens, dtype="<i4").tobytes())
+        file.write(header_bytes(shape, baseline.tokens))
         for chunk in range(shape.n_chunks):
             progress("exporting", chunk, shape.n_chunks)
             for row in range(0, shape.rows_per_chunk, head.n_rows):

@@ -44,6 +44,6 @@ def test_a_baseline_of_another_protocol_is_refused(tmp_path: Path) -> None:
         timeout=100,
     )
     assert isinstance(recorded, BaselineResult) and recorded.format == "states"
-    other = Protocol(name="other", corpus=Corpus(name="x", sha256="0" * 64), n_ctx=128, chunks=2, type_k="q8_0")
-    with pytest.raises(BaselineError, match=r"another protocol than other: n_ctx 64 .*corpus .*type_k f16 .*chunks 4"):
-        run_job(QualitySpec(model=str(model), baseline=str(out), protocol=other), timeout=100)
+    other = Protocol(name="other", corpus=Corpus(name="x", sha256="0" * 64), n_ctx=128, chunks=2)
+    with pytest.raises(BaselineError, match=r"another protocol than other: n_ctx 64 .*corpus .*chunks 4"):
+        run_job(QualitySpec(model=str(model), baseline=str(out), protocol=other, as_llama_cpp=True), timeout=100)

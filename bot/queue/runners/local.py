@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -21,11 +22,23 @@ from core.contract import ErrorEvent, ProgressEvent, Result, ResultEvent, event_
 from core.errors import JobProtocolError, MeasurementDiedError, QuantcardError, by_name
 
 #: What a measuring process may know of our environment: where programs and libraries are, and which devices to use.
-_KEEP = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LLAMA_CPP_LIB_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TZ")
+_KEEP = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "LLAMA_CPP_LIB_PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "TZ",
+    "NUMBA_CACHE_DIR",
+)
 _KEEP_PREFIXES = ("CUDA_", "GGML_", "OMP_", "HIP_", "ROCR_", "NVIDIA_")
 #: A longer line is not one of our events.
 _MAX_LINE = 16 << 20
-_TAIL = 20
+_TAIL = 200
+#: Seconds after its end in which a process's last lines may still arrive.
+_GRACE = 1.0
 #: An error's sentence is cut here: it may be a stranger's.
 _MAX_MESSAGE = 500
 
@@ -92,9 +105,6 @@ def run_job(
             process.wait()
             reader.join(timeout=5)
             watchdog.join(timeout=5)
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe:
-                    pipe.close()
     return _outcome(last, process.returncode, ended.reason, tail)
 
 
@@ -122,15 +132,28 @@ def _watch(process: subprocess.Popen[bytes], timeout: float, stop: Stop | None, 
 def _converse(
     process: subprocess.Popen[bytes], spec: BaseModel, on_progress: Callable[[ProgressEvent], None] | None
 ) -> ErrorEvent | ResultEvent | None:
-    """Hand over the spec and read events; the last error or result is the outcome."""
+    """Hand over the spec and read events; the last error or result is the outcome.
+
+    Lines are read by a thread of their own: a process that the job left behind may hold the pipe open for ever.
+    """
     assert process.stdin is not None and process.stdout is not None
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
     last: ErrorEvent | ResultEvent | None = None
     try:
         process.stdin.write(spec.model_dump_json().encode())
         process.stdin.close()
     except BrokenPipeError:
-        return None
-    while line := process.stdout.readline(_MAX_LINE):
+        pass
+    while True:
+        try:
+            line = lines.get(timeout=_GRACE)
+        except queue.Empty:
+            if process.poll() is not None:
+                return last
+            continue
+        if line is None:
+            return last
         try:
             event = event_adapter.validate_python(json.loads(line))
         except (ValidationError, ValueError):
@@ -140,7 +163,13 @@ def _converse(
                 on_progress(event)
         else:
             last = event
-    return last
+
+
+def _read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    with pipe:
+        while line := pipe.readline(_MAX_LINE):
+            lines.put(line)
+    lines.put(None)
 
 
 def _outcome(last: ErrorEvent | ResultEvent | None, code: int, reason: str | None, tail: deque[str]) -> Result:
@@ -168,8 +197,9 @@ def last_words(tail: Iterable[str]) -> str:
     An assertion of llama.cpp is followed by a backtrace, which says nothing to a user.
     """
     lines = [line.strip() for line in tail if line.strip()]
-    asserted = [line for line in lines if "GGML_ASSERT" in line or "GGML_ABORT" in line or "terminate called" in line]
-    return " | ".join(asserted[-1:] or lines[-2:])
+    said = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():")
+    asserted = [line for line in lines if any(word in line for word in said)]
+    return " | ".join(asserted[-2:] or lines[-2:])
 
 
 def _rebuilt(event: ErrorEvent) -> QuantcardError:
@@ -177,12 +207,12 @@ def _rebuilt(event: ErrorEvent) -> QuantcardError:
 
 
 def _drain(pipe: IO[bytes], tail: deque[str]) -> None:
-    for line in iter(lambda: pipe.readline(8192), b""):
-        tail.append(line.decode("utf-8", errors="replace").rstrip())
+    with pipe:
+        for line in iter(lambda: pipe.readline(8192), b""):
+            tail.append(line.decode("utf-8", errors="replace").rstrip())
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the job's whole process group, if it still runs."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    """End the job's whole process group: also what it left behind when it ended itself."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
