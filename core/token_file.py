@@ -130,9 +130,10 @@ def read_tokens(path: Path) -> TokenFile:
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
             raise TokenFileError(f"{path} is no token file: not a file, or far too large for one.")
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
+            begin = file.read(len(_MAGIC))
+            if len(begin) == len(_MAGIC) and begin != _MAGIC:
                 hint = " Measure it with 'quantcard measure quality --tokens'." if path.suffix == ".gguf" else ""
-                raise TokenFileError(f"{path} is not a token file of quantcard.{hint}")
+                raise TokenFileError(f"{path} is no parquet file, so no token file of quantcard.{hint}")
         data = path.read_bytes()
     except FileNotFoundError:
         raise TokenFileError(f"There is no token file at {path}.") from None

@@ -29,7 +29,7 @@ from core.errors import (
     StorageError,
     VocabularyMismatchError,
 )
-from core.protocol import SCORING_VERSION, Protocol
+from core.protocol import SCORING_VERSION
 from jobs import Progress
 from jobs.baseline.meta import vocab_sha256
 from jobs.baseline.source import Baseline, open_baseline
@@ -121,7 +121,7 @@ def _measure(
                 )
             )
         )
-        check_protocol(spec.protocol, baseline, as_llama_cpp=spec.as_llama_cpp)
+        check_protocol(spec, baseline)
         n_chunks = _chunks(spec, baseline)
         both = baseline.format == "states" and spec.as_llama_cpp
         variants = [_Variant(path, Table.empty(n_chunks, baseline.shape.rows_per_chunk, both=both)) for path in models]
@@ -295,16 +295,28 @@ def _resume(checkpoint: Checkpoint, variants: list[_Variant], shape: BatchShape,
     return done
 
 
-def check_protocol(protocol: Protocol | None, baseline: Baseline, *, as_llama_cpp: bool) -> None:
-    """Raise :class:`BaselineError` where a baseline was recorded under another protocol than the one asked for."""
+def check_protocol(spec: QualitySpec | QualityManySpec, baseline: Baseline) -> None:
+    """Raise unless run and baseline are what the protocol asks for, under whose fingerprint the figures will stand.
+
+    Raises:
+        SettingsError: this run's settings are not the protocol's.
+        BaselineError: the baseline was recorded under another one.
+    """
+    protocol = spec.protocol
     if protocol is None:
         return
+    for name in ("n_batch", "n_ubatch", "type_k", "type_v", "flash_attn"):
+        if getattr(spec, name) != getattr(protocol, name):
+            raise SettingsError(
+                f"{name} is {getattr(spec, name)} here and {getattr(protocol, name)} in the protocol {protocol.name}; "
+                "the figures would stand under the wrong name."
+            )
     if protocol.scoring == "unclipped" and baseline.format == "logits":
         raise SettingsError(
             f"The protocol {protocol.name} asks for unclipped figures, which a .kld does not hold. Record states, or "
             "measure with scoring llama-cpp."
         )
-    if baseline.format == "states" and as_llama_cpp != (protocol.scoring == "llama-cpp"):
+    if baseline.format == "states" and spec.as_llama_cpp != (protocol.scoring == "llama-cpp"):
         raise SettingsError(f"The protocol {protocol.name} has scoring {protocol.scoring}; ask for that one.")
     recorded: dict[str, object] = {"n_ctx": baseline.shape.n_ctx}
     asked: dict[str, object] = {"n_ctx": protocol.n_ctx}
