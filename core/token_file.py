@@ -128,7 +128,7 @@ def read_tokens(path: Path) -> TokenFile:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
-            raise TokenFileError(f"{path} is no token file: not a file, or far too large for one.")
+            raise TokenFileError(f"{path} can't be read: it is no file, or far too large for a token file.")
         with path.open("rb") as file:
             begin = file.read(len(_MAGIC))
             if len(begin) == len(_MAGIC) and begin != _MAGIC:

@@ -524,7 +524,9 @@ def test_a_states_baseline_recorded_with_other_settings_is_named(bench: Bench) -
     path = Path(bench.recorded["states"].path)
     for changes in ({"flash_attn": "off"}, {"n_ubatch": 32}, {"n_batch": 64}):
         changed = protocol_of(bench, "states", **changes)
-        refuses(lambda changed=changed: bench.measure(path, protocol=changed))  # type: ignore[misc]
+        with pytest.raises(SettingsError, match="under the wrong name"):
+            bench.measure(path, protocol=changed)
+        refuses(lambda c=changed, k=changes: bench.measure(path, protocol=c, **k))  # type: ignore[misc]
     for cache in ("q8_0", "f32"):
         changed = protocol_of(bench, "states", type_k=cache, type_v=cache)
         result = bench.measure(path, protocol=changed, type_k=cache, type_v=cache)
