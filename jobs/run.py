@@ -35,6 +35,8 @@ from jobs import llama
 #: Seconds between progress lines of one stage.
 PROGRESS_INTERVAL = 0.2
 _PR_SET_PDEATHSIG = 1
+#: Some 0.1 ms: long enough for the barriers inside a decode.
+_SPIN_COUNT = "10000"
 
 
 class _Reporter:
@@ -104,6 +106,10 @@ def main() -> int:
     llama.echo_log = True
     try:
         spec = job_spec_adapter.validate_json(sys.stdin.buffer.read())
+        if not isinstance(spec, SpeedSpec):
+            # libgomp reads this when llama.cpp is loaded. Its idle threads would else spin for milliseconds after each
+            # decode, on the very cores that are to score. A speed test is left as llama-bench runs it.
+            os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
         reporter.emit(ResultEvent(result=execute(spec, reporter)))
     except ValidationError as error:
         first = error.errors()[0]

@@ -23,8 +23,9 @@ from jobs.scoring import KLD, RowPool, Table, blocks, wait
 
 __all__ = ["HEAD_ROWS", "StatesBaseline", "is_states_file", "pieces"]
 
-#: States that the head is given at once: few, so that its logits take little memory beside the variant's.
-HEAD_ROWS = 32
+#: States that the head is given at once: few, so that its logits take little memory beside the variant's; with fewer,
+#: the head's weights are read too often.
+HEAD_ROWS = 64
 _MASK = (1 << 64) - 1
 Span = tuple[int, int, int, int]
 

@@ -33,7 +33,7 @@ _KEEP = (
     "TZ",
     "NUMBA_CACHE_DIR",
 )
-_KEEP_PREFIXES = ("CUDA_", "GGML_", "OMP_", "HIP_", "ROCR_", "NVIDIA_")
+_KEEP_PREFIXES = ("CUDA_", "GGML_", "OMP_", "GOMP_", "HIP_", "ROCR_", "NVIDIA_")
 #: A longer line is not one of our events.
 _MAX_LINE = 16 << 20
 _TAIL = 200
