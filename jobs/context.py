@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.closes import Closes
 from core.errors import JobError, SettingsError
 from jobs.llama import FLASH_ATTN, TYPES, Model, ggml, last_log
 
@@ -16,7 +16,7 @@ from jobs.llama import FLASH_ATTN, TYPES, Model, ggml, last_log
 STATE_TENSOR = b"result_norm"
 
 
-class _Context:
+class _Context(Closes):
     """What both kinds share: the C context and its batch. Use as a context manager."""
 
     def __init__(self, model: Model, params: Any, *, n_embd: int, n_tokens: int) -> None:
@@ -40,14 +40,6 @@ class _Context:
             for name, kind in fields.items()
         }
         self._fields["n_seq_id"][:] = 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the context and its batch; safe to call twice."""

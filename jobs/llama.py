@@ -12,12 +12,12 @@ import platform
 import sys
 from collections import deque
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.closes import Closes
 from core.contract import Environment, Machine
 from core.errors import GGUFError, JobError
 from core.gguf_files import shard_names, shard_of
@@ -127,7 +127,7 @@ def environment(machine: Machine) -> Environment:
     )
 
 
-class Model:
+class Model(Closes):
     """A loaded model. Use as a context manager.
 
     Args:
@@ -156,14 +156,6 @@ class Model:
         self.bos: int = self.lib.llama_vocab_bos(self.vocab)
         self.n_embd: int = self.lib.llama_model_n_embd(self._model)
         self.n_ctx_train: int = self.lib.llama_model_n_ctx_train(self._model)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model; safe to call twice."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bot.store.db import open_database
 from bot.store.jobs import Jobs
 from bot.store.repos import Repos
 from bot.store.results import Results
+from core.closes import Closes
 
 
-class Store:
+class Store(Closes):
     """All tables over one connection; a thread opens its own. Use as a context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -21,14 +20,6 @@ class Store:
         self.repos = Repos(self.db)
         self.jobs = Jobs(self.db)
         self.results = Results(self.db)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection."""

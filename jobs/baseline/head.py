@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from core.canonical import storage_error
+from core.closes import Closes
 from core.contract import Machine
 from core.errors import BaselineError, GGUFError
 from core.gguf_header import GGUFHeader, Tensor, read_file_header
@@ -266,7 +266,7 @@ def _square(value: NDArray[np.float32]) -> NDArray[np.float64]:
     return (value * value).astype(np.float64)
 
 
-class Head:
+class Head(Closes):
     """A head's GGUF, loaded to run. Use as a context manager.
 
     Args:
@@ -289,14 +289,6 @@ class Head:
             if self._model.n_embd <= n_embd:
                 raise BaselineError(f"{path} does not fit the baseline's states. Record the baseline again.")
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free model and context; safe to call twice."""
