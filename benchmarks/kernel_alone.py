@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs import kernel
-from jobs.baseline.kld_file import KldShape, header_bytes, row_sums
+from jobs.baseline.checksums import row_sums
+from jobs.baseline.kld_file import KldShape, header_bytes
 from jobs.baseline.logits_rows import LogitsBaseline
 from jobs.baseline.meta import BaselineMeta, tokens_sha256, write_meta
 from jobs.baseline.states_rows import HEAD_ROWS, pieces

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,25 +108,31 @@ def paired(
     Args:
         limit: what theirs is, in a word or two.
     """
-    return Row(
-        figure,
-        seconds(statistics.median(ours)),
-        f"{limit}: {seconds(statistics.median(theirs))}",
-        median_of_ratios(ours, theirs),
-        target,
-        samples={"ours_s": list(ours), "limit_s": list(theirs)},
-    )
+    return _compared(figure, ours, theirs, target, limit=limit, show=seconds, unit="s")
 
 
 def peaks(figure: str, ours: Sequence[int], theirs: Sequence[int], target: Target | None = None, *, limit: str) -> Row:
     """A row of peak memories (bytes) of paired rounds."""
+    return _compared(figure, ours, theirs, target, limit=limit, show=size, unit="bytes")
+
+
+def _compared(
+    figure: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    target: Target | None,
+    *,
+    limit: str,
+    show: Callable[[float], str],
+    unit: str,
+) -> Row:
     return Row(
         figure,
-        size(statistics.median(ours)),
-        f"{limit}: {size(statistics.median(theirs))}",
+        show(statistics.median(ours)),
+        f"{limit}: {show(statistics.median(theirs))}",
         median_of_ratios(ours, theirs),
         target,
-        samples={"ours_bytes": list(ours), "limit_bytes": list(theirs)},
+        samples={f"ours_{unit}": list(ours), f"limit_{unit}": list(theirs)},
     )
 
 

@@ -63,16 +63,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except OSError as error:
-        if error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EIO,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EISDIR,
-            errno.ENOTDIR,
-        ):
+        if error.errno in _DISK_ERRORS:
             raise storage_error(path, error) from error
         raise
     finally:

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from core.errors import CorpusError, SettingsError
 from jobs.baseline.kld_file import KldShape
 
+#: A run of scored rows in a decode's outputs: (chunk in the group, first row, first output, length).
+Span = tuple[int, int, int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -41,7 +44,7 @@ class Step:
     """One decode of a group. ``sequences``, ``positions``, ``outputs`` have shape (n_tokens,).
 
     ``chunks`` (index in the group) and ``rows`` (0 = first scored position) of its outputs have shape (n_rows,);
-    ``spans`` are the runs among them: (chunk, first row, first output, length).
+    ``spans`` are the runs among them.
     """
 
     sequences: NDArray[np.int32]
@@ -49,7 +52,7 @@ class Step:
     outputs: NDArray[np.bool_]
     chunks: NDArray[np.int64]
     rows: NDArray[np.int64]
-    spans: tuple[tuple[int, int, int, int], ...]
+    spans: tuple[Span, ...]
 
 
 def batch_shape(*, n_ctx: int, n_batch: int, n_ubatch: int) -> BatchShape:

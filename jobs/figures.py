@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.canonical import sha256_file
 from core.contract import Environment, QualityManySpec, QualityResult, QualitySpec, Scoring, Timings
 from core.errors import NonFiniteLogitsError
-from core.gguf_files import identity
 from core.intervals import buckets, chunk_intervals
 from core.statistics import TokenScores, exact_base, kld_statistics, quality_statistics
 from jobs.baseline.source import Baseline
-from jobs.llama import shard_paths
+from jobs.passes import model_sha256
 from jobs.scoring import KLD, NLL, NLL_BASE, P_TOP_BASE, Table
 
 #: Mean NLL (nats) from which a perplexity is no number that means anything.
@@ -94,7 +92,7 @@ def result_of(
     )
     if tokens_out is None:
         return result
-    known = sha256 or identity([sha256_file(shard) for shard in shard_paths(model)])
+    known = sha256 or model_sha256(model)
     written = write_sidecar(tokens_out, (model.name, known), baseline, table, result, nll_base.astype(np.float32))
     return result.model_copy(update={"tokens_path": str(tokens_out), "tokens_sha256": written})
 

@@ -1,12 +1,16 @@
-"""What recording and measuring share: the context of a pass over chunks, and the stamps in its checkpoint."""
+"""What recording and measuring share: the context of a pass over chunks, stamps in its checkpoint, identities."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from core.canonical import sha256_file
 from core.contract import BaselineSpec, QualityManySpec, QualitySpec
 from core.errors import SettingsError
+from core.gguf_files import identity
 from jobs.context import Context
 from jobs.decode import BatchShape, groups
-from jobs.llama import Model
+from jobs.llama import Model, shard_paths
 
 
 def make_context(
@@ -50,3 +54,8 @@ def make_context(
 def stamp(group: range) -> bytes:
     """Which chunks a record of a checkpoint speaks of (8 bytes)."""
     return group.start.to_bytes(4, "little") + group.stop.to_bytes(4, "little")
+
+
+def model_sha256(path: Path) -> str:
+    """sha256 of a model's file, or of its shards' joined hashes (the same identity that the Hub's files have)."""
+    return identity([sha256_file(shard) for shard in shard_paths(path)])

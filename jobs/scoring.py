@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_all
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.closes import Closes
 from core.errors import BaselineError, NonFiniteLogitsError
 from jobs import kernel
+from jobs.decode import Span
 
 #: Elements of one block of rows: large enough to hide the hand-over, small enough to share out evenly.
 BLOCK_ELEMENTS = 1 << 19
@@ -22,19 +24,15 @@ BLOCK_ELEMENTS = 1 << 19
 NLL, NLL_BASE, KLD, P_TOP_BASE = range(4)
 
 
-class RowPool:
+class RowPool(Closes):
     """Threads that live as long as the run; they take blocks of rows as they get free."""
 
     def __init__(self, n_threads: int) -> None:
         self._n = n_threads
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="score")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Wait for what runs, and end the threads."""
         self._threads.shutdown(cancel_futures=True)
 
     def start(self, tasks: Sequence[Callable[[], None]]) -> list[Future[None]]:
@@ -59,8 +57,23 @@ def wait(futures: Sequence[Future[None]]) -> None:
         future.result()
 
 
-def blocks(spans: Sequence[tuple[int, int, int, int]], n_vocab: int) -> Iterator[tuple[int, int, int, int]]:
-    """Spans (chunk, first row, first output, length) cut into blocks of about :data:`BLOCK_ELEMENTS` logits."""
+class RowBuffers:
+    """A buffer for encoded rows in each thread, made once and used again."""
+
+    def __init__(self, row_u16: int) -> None:
+        self._row_u16 = row_u16
+        self._local = threading.local()
+
+    def rows(self, n: int) -> NDArray[np.uint16]:
+        """This thread's buffer, shape (n, row_u16); it holds what it held before."""
+        buffer: NDArray[np.uint16] | None = getattr(self._local, "rows", None)
+        if buffer is None or len(buffer) < n:
+            buffer = self._local.rows = np.empty((n, self._row_u16), np.uint16)
+        return buffer[:n]
+
+
+def blocks(spans: Sequence[Span], n_vocab: int) -> Iterator[Span]:
+    """Spans cut into blocks of about :data:`BLOCK_ELEMENTS` logits."""
     size = max(1, BLOCK_ELEMENTS // n_vocab)
     for chunk, row, output, length in spans:
         for start in range(0, length, size):

@@ -135,14 +135,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _is_head_of(path: Path, source: HeadSource, reference_sha256: str) -> bool:
     try:
-        check_head(path, reference_sha256=reference_sha256)
-        return bool(read_file_header(path).kv.get("quantcard.head.tensor") == source.tensor.name)
-    except (BaselineError, GGUFError):
+        kv = check_head(path, reference_sha256=reference_sha256)
+    except BaselineError:
         return False
+    return bool(kv.get("quantcard.head.tensor") == source.tensor.name)
 
 
-def check_head(path: Path, *, reference_sha256: str) -> None:
-    """Raise :class:`BaselineError` unless ``path`` is the whole and undamaged head of that reference."""
+def check_head(path: Path, *, reference_sha256: str) -> dict[str, Any]:
+    """The key-values of ``path``; :class:`BaselineError` unless it is the whole and undamaged head of that
+    reference."""
     if not path.exists():
         raise BaselineError(f"{path} is missing: the baseline's output head stands beside it. Record it again.")
     try:
@@ -156,6 +157,7 @@ def check_head(path: Path, *, reference_sha256: str) -> None:
         raise BaselineError(f"{path} is damaged: its checksum does not hold. Record the baseline again.")
     if kv.get("quantcard.head.reference_sha256") != reference_sha256:
         raise BaselineError(f"{path} is the output head of another reference. Record the baseline again.")
+    return kv
 
 
 def _sum(path: Path) -> tuple[str, str]:
@@ -281,7 +283,7 @@ class Head(Closes):
     ) -> None:
         check_head(path, reference_sha256=reference_sha256)
         self.seconds = 0.0
-        self.n_rows, self._n_embd = n_rows, n_embd
+        self.n_rows = n_rows
         with ExitStack() as stack:
             self._model = stack.enter_context(Model(path, machine, is_head=True))
             self._context = stack.enter_context(StatesContext(self._model, n_rows=n_rows, n_threads=n_threads))

@@ -12,10 +12,8 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from core.errors import BaselineError
@@ -148,11 +146,3 @@ def header_bytes(shape: KldShape, tokens: NDArray[np.int32]) -> bytes:
     """Magic, sizes and tokens; rows follow in chunk order."""
     sizes = struct.pack("<3i", shape.n_ctx, shape.n_vocab, shape.n_chunks)
     return MAGIC + sizes + np.ascontiguousarray(tokens, dtype="<i4").tobytes()
-
-
-def row_sums(rows: NDArray[Any], first: int) -> int:
-    """Checksum of rows, shape (n, width): xxh3 of each, seeded with its number, added up mod 2**64.
-
-    Added up, so that rows may come in any order and from any thread.
-    """
-    return sum(xxhash.xxh3_64_intdigest(row, seed=first + index) for index, row in enumerate(rows)) & ((1 << 64) - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,12 +13,11 @@ from numpy.typing import NDArray
 from core.contract import BaselineFormat
 from core.errors import BaselineError
 from jobs import kernel
-from jobs.baseline.kld_file import KldReader, row_sums
+from jobs.baseline.checksums import ChunkSums
+from jobs.baseline.kld_file import KldReader
 from jobs.baseline.meta import BaselineMeta, check_meta, content_hash, read_meta
-from jobs.decode import Step
-from jobs.scoring import RowPool, Table, blocks
-
-_MASK = (1 << 64) - 1
+from jobs.decode import Span, Step
+from jobs.scoring import RowBuffers, RowPool, Table, blocks
 
 
 class LogitsBaseline:
@@ -36,9 +34,8 @@ class LogitsBaseline:
         check_meta(self._reader, self.meta)
         self.shape = self._reader.shape
         self.tokens = self._reader.tokens
-        self._sums: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._buffers = threading.local()
+        self._sums = ChunkSums()
+        self._buffers = RowBuffers(self.shape.row_u16)
 
     @property
     def format(self) -> BaselineFormat:
@@ -86,18 +83,13 @@ class LogitsBaseline:
         variants: Sequence[tuple[NDArray[np.float32], Table]],
         targets: NDArray[np.int64],
     ) -> list[Future[None]]:
-        """Begin scoring a step's logits, one array of shape (n_rows, n_vocab) per variant, into their tables.
-
-        Args:
-            targets: the next token of each of the group's scored positions, shape (n_chunks, rows_per_chunk).
-        """
         tasks = [self._task(group, block, variants, targets) for block in blocks(step.spans, self.shape.n_vocab)]
         return pool.start(tasks)
 
     def _task(
         self,
         group: range,
-        block: tuple[int, int, int, int],
+        block: Span,
         variants: Sequence[tuple[NDArray[np.float32], Table]],
         targets: NDArray[np.int64],
     ) -> Callable[[], None]:
@@ -120,15 +112,10 @@ class LogitsBaseline:
 
     def _read(self, chunk: int, row: int, length: int) -> NDArray[np.uint16]:
         """Encoded rows, shape (length, row_u16), in this thread's buffer."""
-        buffer: NDArray[np.uint16] | None = getattr(self._buffers, "rows", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._buffers.rows = np.empty((length, self.shape.row_u16), np.uint16)
-        rows = buffer[:length]
+        rows = self._buffers.rows(length)
         self._reader.read(chunk, row, rows)
         if self.meta is not None:
-            found = row_sums(rows, row)
-            with self._lock:
-                self._sums[chunk] = (self._sums.get(chunk, 0) + found) & _MASK
+            self._sums.add(chunk, rows, row)
         return rows
 
     def finish(self, group: range) -> None:
@@ -140,5 +127,5 @@ class LogitsBaseline:
         if self.meta is None:
             return
         for chunk in group:
-            if self._sums.pop(chunk, None) != self.meta.chunk_sums[chunk]:
+            if self._sums.take(chunk) != self.meta.chunk_sums[chunk]:
                 raise BaselineError(f"The baseline is corrupt: chunk {chunk} fails its checksum. Record it again.")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class BaselineMeta(BaseModel):
     flash_attn: str | None = None
     environment: Environment | None = None
 
-    @property
+    @cached_property
     def exact_nll(self) -> NDArray[np.float64] | None:
         """The reference's own NLL of each scored token, shape (n_chunks * rows_per_chunk,); None for an import."""
         if self.nll is None:

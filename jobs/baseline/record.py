@@ -27,7 +27,6 @@ from core.errors import (
     SettingsError,
     StatesUnavailableError,
 )
-from core.gguf_files import identity
 from core.protocol import SCORING_VERSION
 from core.statistics import perplexity
 from jobs import Progress, kernel
@@ -36,10 +35,10 @@ from jobs.baseline.meta import read_meta, vocab_sha256
 from jobs.baseline.part_file import PartFile
 from jobs.checkpoint import Checkpoint
 from jobs.context import Context
-from jobs.decode import BatchShape, Step, batch_shape, chunk_tokens, groups
-from jobs.llama import Model, environment, shard_paths
-from jobs.passes import make_context, stamp
-from jobs.scoring import RowPool, blocks
+from jobs.decode import BatchShape, Span, Step, batch_shape, chunk_tokens, groups
+from jobs.llama import Model, environment
+from jobs.passes import make_context, model_sha256, stamp
+from jobs.scoring import RowPool
 from jobs.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -66,8 +65,8 @@ class Recorder(Protocol):
     ) -> list[Callable[[], None]]:
         """Tasks that record a decode's rows and write their NLL, shape (n_chunks, rows_per_chunk)."""
 
-    def resumed(self, checks: list[float]) -> None:
-        """Told of the KLDs that an earlier run found at the rows it checked."""
+    def judge(self, checks: list[float]) -> None:
+        """Raise :class:`HeadMismatch` where the KLDs at all rows checked so far say that states will not do."""
 
     def close_group(self, group: range) -> tuple[list[int], list[float]]:
         """Checksums of a finished group's chunks; KLDs of rebuilt from true logits at the rows checked."""
@@ -101,16 +100,11 @@ def read_corpus(path: Path) -> bytes:
     return text
 
 
-def model_sha256(path: Path) -> str:
-    """sha256 of a model's file, or of its shards' joined hashes (the same identity that the Hub's files have)."""
-    return identity([sha256_file(shard) for shard in shard_paths(path)])
-
-
 class Recording:
     """One pass of a reference over a corpus: what both formats share."""
 
-    def __init__(self, spec: BaselineSpec, model: Model, found: Environment) -> None:
-        self.spec, self.model, self.found = spec, model, found
+    def __init__(self, spec: BaselineSpec, model: Model, found: Environment, batches: BatchShape) -> None:
+        self.spec, self.model, self.found, self.batches = spec, model, found, batches
         text = read_corpus(Path(spec.corpus))
         if model.add_eos:
             raise GGUFError(f"{model.path.name} adds an end-of-text token to every text; perplexity is not defined.")
@@ -126,10 +120,6 @@ class Recording:
         asked = self.spec.model_dump(mode="json", exclude={"reference", "corpus", "out", "fallback"})
         found = self.found.model_dump(mode="json")
         return [asked, self.corpus_sha256, self.reference_sha256, found, SCORING_VERSION]
-
-    def targets(self, group: range) -> NDArray[np.int64]:
-        """The next token of each scored position of a group, shape (n_chunks, rows_per_chunk)."""
-        return self.tokens[group.start : group.stop, self.shape.first + 1 :].astype(np.int64)
 
 
 def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
@@ -148,10 +138,10 @@ def record(spec: BaselineSpec, progress: Progress) -> BaselineResult:
     from jobs.baseline.record_logits import LogitsRecorder
     from jobs.baseline.record_states import StatesRecorder
 
-    batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
+    batches = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
     found = environment(spec.machine)
     with Model(Path(spec.reference), spec.machine) as model:
-        recording = Recording(spec, model, found)
+        recording = Recording(spec, model, found, batches)
         out, fallback = Path(spec.out), None
         if spec.format == "states":
             try:
@@ -213,16 +203,14 @@ def _run(
 
 
 def _pass(recording: Recording, recorder: Recorder, part: PartFile, stack: ExitStack, progress: Progress) -> Estimate:
-    spec, found = recording.spec, recording.found
+    spec, found, shape = recording.spec, recording.found, recording.batches
     n_chunks, rows = recording.shape.n_chunks, recording.shape.rows_per_chunk
-    shape = batch_shape(n_ctx=spec.n_ctx, n_batch=spec.n_batch, n_ubatch=spec.n_ubatch)
     nll = np.zeros((n_chunks, rows))
     sums: list[int] = []
     checks: list[float] = []
     capture = recorder.needs_states
     with closing(Checkpoint(part.checkpoint, [recording.identity, capture])) as checkpoint:
         start = _resume(checkpoint, recorder, shape, nll, sums, checks)
-        recorder.resumed(checks)
         context = stack.enter_context(
             make_context(recording.model, spec, shape, n_chunks=n_chunks, n_threads=found.n_threads, capture=capture)
         )
@@ -238,6 +226,7 @@ def _pass(recording: Recording, recorder: Recorder, part: PartFile, stack: ExitS
             its_sums, its_checks = recorder.close_group(group)
             sums.extend(its_sums)
             checks.extend(its_checks)
+            recorder.judge(checks)
             checkpoint.append(_pack(group, nll, its_sums, its_checks), before_sync=part.sync)
             progress("recording", group.stop, n_chunks)
 
@@ -258,7 +247,7 @@ def _pass(recording: Recording, recorder: Recorder, part: PartFile, stack: ExitS
 def nll_task(
     recording: Recording,
     group: range,
-    block: tuple[int, int, int, int],
+    block: Span,
     logits: NDArray[np.float32],
     encoded: NDArray[np.uint16],
     nll: NDArray[np.float64],
@@ -280,11 +269,6 @@ def nll_task(
             f"{recording.shape.first + row + int(np.argmax(verdicts != kernel.FINE))}. A broken file can't be a "
             "reference (or its kernels overflow here): convert it again."
         )
-
-
-def row_blocks(step: Step, n_vocab: int) -> list[tuple[int, int, int, int]]:
-    """A decode's rows in blocks for the pool."""
-    return list(blocks(step.spans, n_vocab))
 
 
 def _pack(group: range, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -14,14 +13,14 @@ from numpy.typing import NDArray
 
 from core.canonical import write_atomic
 from core.statistics import perplexity
-from jobs.baseline.kld_file import header_bytes, row_sums
+from jobs.baseline.checksums import ChunkSums, row_sums
+from jobs.baseline.kld_file import header_bytes
 from jobs.baseline.meta import BaselineMeta, meta_path, pack_nll, tokens_sha256
 from jobs.baseline.part_file import PartFile
-from jobs.baseline.record import Recording, nll_task, row_blocks
+from jobs.baseline.record import Recording, nll_task
 from jobs.context import Context
-from jobs.decode import Step
-
-_MASK = (1 << 64) - 1
+from jobs.decode import Span, Step
+from jobs.scoring import RowBuffers, blocks
 
 
 class LogitsRecorder:
@@ -31,9 +30,8 @@ class LogitsRecorder:
 
     def __init__(self, recording: Recording, out: Path) -> None:
         self._recording, self._out, self._shape = recording, out, recording.shape
-        self._sums: dict[int, int] = {}
-        self._lock = threading.Lock()
-        self._buffers = threading.local()
+        self._sums = ChunkSums()
+        self._buffers = RowBuffers(self._shape.row_u16)
 
     def begin(self, part: PartFile, stack: ExitStack) -> None:
         shape = self._shape
@@ -55,29 +53,24 @@ class LogitsRecorder:
     def rows(
         self, group: range, step: Step, logits: NDArray[np.float32], context: Context, nll: NDArray[np.float64]
     ) -> list[Callable[[], None]]:
-        return [partial(self._encode, group, block, logits, nll) for block in row_blocks(step, self._shape.n_vocab)]
+        return [partial(self._encode, group, block, logits, nll) for block in blocks(step.spans, self._shape.n_vocab)]
 
     def _encode(
         self,
         group: range,
-        block: tuple[int, int, int, int],
+        block: Span,
         logits: NDArray[np.float32],
         nll: NDArray[np.float64],
     ) -> None:
         chunk, row, _, n = block
-        buffer: NDArray[np.uint16] | None = getattr(self._buffers, "rows", None)
-        if buffer is None or len(buffer) < n:
-            buffer = self._buffers.rows = np.empty((n, self._shape.row_u16), np.uint16)
-        encoded = buffer[:n]
+        encoded = self._buffers.rows(n)
         nll_task(self._recording, group, block, logits, encoded, nll)
         where = group.start + chunk
         self._part.write(encoded, self._place(where, row))
-        found = row_sums(encoded, row)
-        with self._lock:
-            self._sums[where] = (self._sums.get(where, 0) + found) & _MASK
+        self._sums.add(where, encoded, row)
 
     def close_group(self, group: range) -> tuple[list[int], list[float]]:
-        return [self._sums.pop(chunk) for chunk in group], []
+        return self._sums.take_all(group), []
 
     def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
         recording, shape = self._recording, self._shape
@@ -115,7 +108,7 @@ class LogitsRecorder:
     def given_up(self) -> None:
         self._waiting.unlink(missing_ok=True)
 
-    def resumed(self, checks: list[float]) -> None:
+    def judge(self, checks: list[float]) -> None:
         pass
 
     def result(self) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from core.canonical import storage_error
 from core.errors import JobError, QuantcardError
 from jobs import kernel
+from jobs.baseline.checksums import ChunkSums, row_sums
 from jobs.baseline.gguf_file import lay_out
 from jobs.baseline.head import Head, HeadSource, find_head, make_head
 from jobs.baseline.head_rules import HeadNotSupported
-from jobs.baseline.kld_file import row_sums
 from jobs.baseline.part_file import PartFile
-from jobs.baseline.record import HeadMismatch, Recording, nll_task, row_blocks
+from jobs.baseline.record import HeadMismatch, Recording, nll_task
 from jobs.baseline.states_file import ARCHITECTURE, KEY, StatesMeta, digest, plan, restored, signed, stored
 from jobs.context import Context
 from jobs.decode import Step
-from jobs.scoring import KLD
+from jobs.scoring import KLD, blocks
 
 #: Mean KLD (nats) of rebuilt from true logits that is taken, by the head's type; quantized heads get the last.
 LIMITS = {"F16": 1e-7, "BF16": 1e-7, "F32": 1e-7}
@@ -78,9 +78,9 @@ class StatesRecorder:
         )
         #: rows of chunk 0 whose true logits are kept: spread over the chunk
         self._samples = np.linspace(0, self._shape.rows_per_chunk - 1, self._meta.n_samples).astype(np.int32)
-        self._sums: dict[int, int] = {}
+        self._sums = ChunkSums()
+        #: of the group in the making
         self._checks: list[float] = []
-        self._all_checks: list[float] = []
         self._head: Head | None = None
         self._made_head = False
 
@@ -170,21 +170,14 @@ class StatesRecorder:
             where = group.start + chunk
             mine = np.ascontiguousarray(values[output : output + n])
             self._part.write(mine, self._place(where, row))
-            self._sums[where] = (self._sums.get(where, 0) + row_sums(mine, row)) & ((1 << 64) - 1)
+            self._sums.add(where, mine, row)
         self._keep_samples(group, step, logits)
         self._check(group, step, values, logits)
         empty = np.empty((0, 0), np.uint16)
-        return [partial(self._nll, group, block, logits, empty, nll) for block in row_blocks(step, self._shape.n_vocab)]
-
-    def _nll(
-        self,
-        group: range,
-        block: tuple[int, int, int, int],
-        logits: NDArray[np.float32],
-        empty: NDArray[np.uint16],
-        nll: NDArray[np.float64],
-    ) -> None:
-        nll_task(self._recording, group, block, logits, empty, nll)
+        return [
+            partial(nll_task, self._recording, group, block, logits, empty, nll)
+            for block in blocks(step.spans, self._shape.n_vocab)
+        ]
 
     def _keep_samples(self, group: range, step: Step, logits: NDArray[np.float32]) -> None:
         """Write the true logits of the sample rows among a decode's outputs (they are rows of chunk 0)."""
@@ -216,9 +209,6 @@ class StatesRecorder:
         scores[(verdicts == kernel.NOT_FINITE) | (verdicts == kernel.ZERO), KLD] = np.inf
         self._checks.extend(scores[:, KLD].tolist())
 
-    def resumed(self, checks: list[float]) -> None:
-        self._all_checks.extend(checks)
-
     def published(self) -> None:
         pass
 
@@ -228,13 +218,10 @@ class StatesRecorder:
             self._head_path.unlink(missing_ok=True)
 
     def close_group(self, group: range) -> tuple[list[int], list[float]]:
-        sums, checks = [self._sums.pop(chunk) for chunk in group], self._checks
-        self._checks = []
-        self._all_checks.extend(checks)
-        self._judge(self._all_checks)
-        return sums, checks
+        checks, self._checks = self._checks, []
+        return self._sums.take_all(group), checks
 
-    def _judge(self, checks: list[float]) -> None:
+    def judge(self, checks: list[float]) -> None:
         limit = LIMITS.get(self._source.tensor.type_name, LIMIT_QUANTIZED)
         mean = float(np.mean(checks))
         if not mean <= limit:
@@ -243,7 +230,7 @@ class StatesRecorder:
             )
 
     def end(self, nll: NDArray[np.float64], sums: list[int], checks: list[float]) -> None:
-        self._judge(checks)
+        self.judge(checks)
         self._found = max(0.0, float(np.mean(checks)))
         places, part = self._places, self._part
         part.write(np.ascontiguousarray(nll, dtype="<f8"), places["nll"])

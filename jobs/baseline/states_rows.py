@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,24 +13,22 @@ from numpy.typing import NDArray
 from core.contract import BaselineFormat, Machine
 from core.errors import BaselineError
 from jobs import kernel
+from jobs.baseline.checksums import ChunkSums
 from jobs.baseline.head import Head
-from jobs.baseline.kld_file import row_sums
 from jobs.baseline.meta import content_hash
 from jobs.baseline.states_file import StatesMeta, StatesReader, is_states_file, restored
-from jobs.decode import Step
-from jobs.scoring import KLD, RowPool, Table, blocks, wait
+from jobs.decode import Span, Step
+from jobs.scoring import KLD, RowBuffers, RowPool, Table, blocks, wait
 
 __all__ = ["HEAD_ROWS", "StatesBaseline", "is_states_file", "pieces"]
 
 #: States that the head is given at once: few, so that its logits take little memory beside the variant's; with fewer,
 #: the head's weights are read too often.
 HEAD_ROWS = 64
-_MASK = (1 << 64) - 1
-Span = tuple[int, int, int, int]
 
 
 def pieces(spans: Sequence[Span], size: int) -> Iterator[list[Span]]:
-    """Spans (chunk, first row, first output, length) in parts of at most ``size`` outputs each, in order."""
+    """Spans in parts of at most ``size`` outputs each, in order."""
     part: list[Span] = []
     room = size
     for chunk, row, output, length in spans:
@@ -68,8 +65,8 @@ class StatesBaseline:
         self._machine, self._n_threads = machine, n_threads
         self._as_llama_cpp, self._whole_steps = as_llama_cpp, whole_steps
         self._head: Head | None = None
-        self._sums: dict[int, int] = {}
-        self._buffers = threading.local()
+        self._sums = ChunkSums()
+        self._buffers = RowBuffers(self.shape.row_u16)
 
     @property
     def format(self) -> BaselineFormat:
@@ -146,7 +143,7 @@ class StatesBaseline:
 
     def _read(self, chunk: int, row: int, n: int) -> NDArray[np.float32]:
         values = self.reader.read(chunk, row, n)
-        self._sums[chunk] = (self._sums.get(chunk, 0) + row_sums(values, row)) & _MASK
+        self._sums.add(chunk, values, row)
         return restored(values, self.reader.meta.state_type)
 
     def rebuild(self, raw: NDArray[np.float32]) -> None:
@@ -186,13 +183,11 @@ class StatesBaseline:
     def _encode(self, base: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Rebuilt logits as a base file would hold them, in this thread's buffer."""
         n = len(base)
-        buffer: NDArray[np.uint16] | None = getattr(self._buffers, "rows", None)
-        if buffer is None or len(buffer) < n:
-            buffer = self._buffers.rows = np.empty((n, self.shape.row_u16), np.uint16)
-        kernel.encode_rows(base, wanted, buffer[:n], np.empty(n), np.empty(n, np.int64))
-        return buffer[:n]
+        encoded = self._buffers.rows(n)
+        kernel.encode_rows(base, wanted, encoded, np.empty(n), np.empty(n, np.int64))
+        return encoded
 
     def finish(self, group: range) -> None:
         for chunk in group:
-            if self._sums.pop(chunk, None) != self.reader.chunk_sums[chunk]:
+            if self._sums.take(chunk) != self.reader.chunk_sums[chunk]:
                 raise BaselineError(f"The baseline is damaged: chunk {chunk} fails its checksum. Record it again.")

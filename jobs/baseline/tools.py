@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.canonical import atomic_file
 from core.contract import BaselineCheck, BaselineToolSpec, Estimate
 from core.errors import BaselineError, SettingsError, VocabularyMismatchError
 from core.statistics import perplexity
 from jobs import Progress, kernel
-from jobs.baseline.kld_file import KldReader, header_bytes, row_sums
+from jobs.baseline.checksums import row_sums
+from jobs.baseline.kld_file import KldReader, header_bytes
 from jobs.baseline.meta import BaselineMeta, check_meta, meta_path, read_meta, tokens_sha256, vocab_sha256, write_meta
-from jobs.baseline.record import model_sha256
 from jobs.baseline.record_states import LIMIT_QUANTIZED, LIMITS
 from jobs.baseline.states_file import is_states_file, restored
 from jobs.baseline.states_rows import HEAD_ROWS, StatesBaseline
 from jobs.llama import Model, environment
+from jobs.passes import model_sha256
 from jobs.scoring import KLD, RowPool
 
 
@@ -206,16 +209,14 @@ def _export_states(baseline: StatesBaseline, out: Path, pool: RowPool, progress:
                 states = baseline.reader.read(chunk, row, n)
                 logits = head.run(restored(states, baseline.reader.meta.state_type))
                 encoded = np.empty((n, shape.row_u16), np.uint16)
-
-                def encode(part: slice, logits: np.ndarray = logits, encoded: np.ndarray = encoded) -> None:
-                    rows = logits[part]
-                    baseline.rebuild(rows)
-                    size = len(rows)
-                    kernel.encode_rows(
-                        rows, np.zeros(size, np.int64), encoded[part], np.empty(size), np.empty(size, np.int64)
-                    )
-
                 parts = [slice(start, start + 16) for start in range(0, n, 16)]
-                pool.run([lambda part=part: encode(part) for part in parts])  # type: ignore[misc]
+                pool.run([partial(_encode, baseline, logits[part], encoded[part]) for part in parts])
                 file.write(encoded.tobytes())
         progress("exporting", shape.n_chunks, shape.n_chunks)
+
+
+def _encode(baseline: StatesBaseline, raw: NDArray[np.float32], encoded: NDArray[np.uint16]) -> None:
+    """Encode the head's raw output for some rows, shape (n, n_vocab), into ``encoded``, shape (n, row_u16)."""
+    baseline.rebuild(raw)
+    n = len(raw)
+    kernel.encode_rows(raw, np.zeros(n, np.int64), encoded, np.empty(n), np.empty(n, np.int64))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from core.errors import BaselineError
 from jobs import kernel
-from jobs.baseline.kld_file import KldReader, KldShape, header_bytes, row_sums
+from jobs.baseline.checksums import row_sums
+from jobs.baseline.kld_file import KldReader, KldShape, header_bytes
 from tests import reference_rows as reference
 
 
