@@ -11,10 +11,11 @@ from functools import partial
 
 from bot.clock import Clock
 from bot.hub.door import HubDoor
+from bot.intake.view import view
 from bot.intake.watch import PollReport, poll
 from bot.publish.export import export
 from bot.publish.pulls import PUBLISH_LEASE, Outcome, publish_repo
-from bot.publish.rows import current_rows, settled, stale_rows, view
+from bot.publish.rows import current_rows, settled, stale_rows
 from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
 from bot.settings import Settings

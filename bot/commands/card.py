@@ -13,9 +13,10 @@ import typer
 
 from bot.clock import SystemClock
 from bot.commands.common import DbOption, open_hub
+from bot.intake.view import view
 from bot.progress import say
 from bot.publish.pulls import PUBLISH_LEASE, preview, publish_repo
-from bot.publish.rows import current_rows, settled, view
+from bot.publish.rows import current_rows, settled
 from bot.settings import load_settings
 from bot.store import Store
 from core.errors import SettingsError

@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from bot.hub.client import Hub
 from bot.hub.dry_run import DryRunHub
 from bot.intake.references import Choice
+from bot.intake.view import view
 from bot.progress import Bars, say
-from bot.publish.rows import view
 from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
 from bot.store import Store

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bot.commands.common import JsonOption, open_hub, print_json
-from bot.intake.watch import remote_header
+from bot.intake.headers import remote_header
 from bot.settings import load_settings
 from bot.tables import inspection_table, out
 from core import audit

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from bot.clock import SystemClock, iso
 from bot.commands.common import DbOption, JsonOption, print_json
+from bot.intake.view import view
 from bot.progress import say
-from bot.publish.rows import current_rows, view
+from bot.publish.rows import current_rows
 from bot.settings import load_settings
 from bot.store import Store
 from bot.tables import out, rows_table

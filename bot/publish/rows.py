@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from bot.intake.references import Choice, choose
+from bot.intake.references import Choice
+from bot.intake.view import View
 from bot.queue.plan import jobs_for, measurable
 from bot.store import Store
 from bot.store.jobs import Job
@@ -28,27 +27,6 @@ _WHATEVER_IT_WAS = Choice(None, "")
 
 #: Parts of a quality result that are no figures.
 _NO_FIGURES = ("timings", "tokens_path", "tokens_sha256")
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """All variants of the store with their references."""
-
-    repos: dict[str, Repo]
-    choices: list[tuple[Variant, Choice]]
-
-
-def view(store: Store, *, trusted: Collection[str]) -> View:
-    """Every current variant with the reference chosen for it."""
-    repos = {repo.id: repo for repo in store.repos.repos()}
-    variants = store.repos.variants()
-    return View(
-        repos,
-        [
-            (variant, choose(variant, repos[variant.repo_id], variants=variants, repos=repos, trusted=trusted))
-            for variant in variants
-        ],
-    )
 
 
 def current_rows(store: Store, seen: View, protocol: Protocol, *, repo_id: str | None = None) -> list[DatasetRow]:

@@ -166,3 +166,45 @@ def m001_first_tables(db: Database) -> None:
 def m002_deferrals(db: Database) -> None:
     """How often a job could not start for want of the Hub or of disk space; such tries are no attempts."""
     db.conn.execute("ALTER TABLE jobs ADD COLUMN deferrals INTEGER NOT NULL DEFAULT 0")
+
+
+@migrations()
+def m003_the_bot(db: Database) -> None:
+    """What watching ten thousand repos, references, pulls with manners and pull mode remember."""
+    statements = """
+    ALTER TABLE follows ADD COLUMN cursor TEXT;
+    ALTER TABLE follows ADD COLUMN polled_at REAL;
+    ALTER TABLE follows ADD COLUMN swept_at REAL;
+    ALTER TABLE follows ADD COLUMN error TEXT;
+    ALTER TABLE repos ADD COLUMN state TEXT NOT NULL DEFAULT 'live';
+    ALTER TABLE repos ADD COLUMN follow TEXT;
+    ALTER TABLE repos ADD COLUMN due_sha TEXT;
+    ALTER TABLE repos ADD COLUMN due_at REAL;
+    ALTER TABLE repos ADD COLUMN error TEXT;
+    ALTER TABLE repos ADD COLUMN stopped TEXT;
+    ALTER TABLE variants ADD COLUMN audited_at REAL;
+    CREATE INDEX repos_by_base ON repos(base_model COLLATE NOCASE);
+    CREATE INDEX repos_due ON repos(due_at) WHERE due_at IS NOT NULL;
+    CREATE TABLE publishing (
+      repo_id TEXT PRIMARY KEY, key TEXT NOT NULL, sha TEXT, action TEXT NOT NULL, reason TEXT NOT NULL,
+      num INTEGER, at REAL NOT NULL, next_at REAL
+    );
+    CREATE TABLE answers (
+      comment_id TEXT PRIMARY KEY, repo_id TEXT NOT NULL, num INTEGER NOT NULL, author TEXT NOT NULL,
+      word TEXT NOT NULL, text TEXT NOT NULL, answer TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL
+    );
+    CREATE TABLE proofs (
+      reference_key TEXT NOT NULL, base_model TEXT NOT NULL, base_sha TEXT, verdict TEXT NOT NULL,
+      detail TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (reference_key, base_model)
+    );
+    CREATE TABLE templates (sha256 TEXT PRIMARY KEY, text TEXT NOT NULL);
+    CREATE TABLE bases (
+      id TEXT PRIMARY KEY, sha TEXT, template_sha256 TEXT, note TEXT, at REAL NOT NULL
+    );
+    CREATE TABLE published_files (
+      dataset TEXT NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (dataset, path)
+    )
+    """
+    for statement in statements.split(";"):
+        if statement.strip():
+            db.conn.execute(statement)

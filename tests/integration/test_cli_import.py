@@ -16,9 +16,10 @@ from bot_helpers import CARD, F16, REPO, World, quant, with_nan
 from bot.clock import SystemClock
 from bot.commands.common import open_hub
 from bot.cycle import Cycle
+from bot.intake.view import view
 from bot.publish.export import parquet_bytes, parquet_rows
 from bot.publish.pulls import publish_repo
-from bot.publish.rows import current_rows, view
+from bot.publish.rows import current_rows
 from bot.store import Store
 from core.dataset import DatasetRow
 
