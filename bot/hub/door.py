@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from bot.hub.budget import Budget
 from core.errors import HubError
 from core.gguf_files import RepoFile
 
@@ -30,8 +31,30 @@ class RepoSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RepoDetail:
+    """A model repo with its files, and the base models that its card's front matter names, as of one commit."""
+
+    summary: RepoSummary
+    files: list[RepoFile]
+    base_models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """Something said on a pull; ``owner``: by the repo's owner or a member of the organisation that owns it."""
+
+    id: str
+    author: str
+    owner: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class HubPull:
-    """One of our pulls on the Hub: ``body`` is its first comment, ``authors`` who committed to it."""
+    """One of our pulls on the Hub: ``body`` is its first comment, ``authors`` who committed to it.
+
+    ``head`` is its last commit; ``comments`` what was said on it after the first. A listing knows neither.
+    """
 
     num: int
     title: str
@@ -40,6 +63,8 @@ class HubPull:
     body: str = ""
     author: str = ""
     authors: frozenset[str] = frozenset()
+    head: str | None = None
+    comments: tuple[Comment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,7 @@ class HubDoor(Protocol):
 
     endpoint: str
     dry_run: bool
+    budget: Budget
 
     def whoami(self) -> str:
         """The name that our token belongs to."""
@@ -66,8 +92,16 @@ class HubDoor(Protocol):
         """An owner's GGUF model repos, last modified first."""
         ...
 
+    def collection(self, slug: str) -> list[str]:
+        """The model repos of a collection (``owner/title-id``)."""
+        ...
+
     def repo(self, repo_id: str) -> RepoSummary:
-        """One model repo."""
+        """One model repo; its ``id`` is another one where it was renamed."""
+        ...
+
+    def detail(self, repo_id: str) -> RepoDetail:
+        """A model repo with its files and what its card names, as of one commit, in one request."""
         ...
 
     def files(self, repo_id: str, *, revision: str) -> list[RepoFile]:
@@ -100,8 +134,26 @@ class HubDoor(Protocol):
         """Open a pull request with these files."""
         ...
 
-    def update_pull(self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str) -> Committed:
-        """Commit to a pull request of ours, and bring its first comment up to date where the Hub lets us."""
+    def update_pull(
+        self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+    ) -> Committed:
+        """Commit to a pull of ours whose last commit is ``parent``, and bring its first comment up to date.
+
+        Raises:
+            HubConflictError: somebody committed to it in between.
+        """
+        ...
+
+    def comment(self, repo_id: str, num: int, text: str) -> None:
+        """Say something on a pull of ours."""
+        ...
+
+    def close_pull(self, repo_id: str, num: int, text: str) -> None:
+        """Close a pull of ours with a comment."""
+        ...
+
+    def reopen_pull(self, repo_id: str, num: int, text: str) -> None:
+        """Open a closed pull of ours again with a comment."""
         ...
 
     def dataset_file(self, repo_id: str, path: str) -> bytes | None:

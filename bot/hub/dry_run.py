@@ -32,10 +32,24 @@ class DryRunHub(Hub):
         self._tell(f"Would open a pull in {repo_id}: {title} ({', '.join(files)})")
         return Committed("dry-run")
 
-    def update_pull(self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str) -> Committed:
+    def update_pull(
+        self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+    ) -> Committed:
         """Say which pull would be updated."""
         self._tell(f"Would update pull {num} in {repo_id}: {title} ({', '.join(files)})")
         return Committed("dry-run")
+
+    def comment(self, repo_id: str, num: int, text: str) -> None:
+        """Say what would be said."""
+        self._tell(f"Would comment on pull {num} in {repo_id}: {text}")
+
+    def close_pull(self, repo_id: str, num: int, text: str) -> None:
+        """Say which pull would be closed."""
+        self._tell(f"Would close pull {num} in {repo_id}: {text}")
+
+    def reopen_pull(self, repo_id: str, num: int, text: str) -> None:
+        """Say which pull would be reopened."""
+        self._tell(f"Would reopen pull {num} in {repo_id}: {text}")
 
     def publish_dataset(self, repo_id: str, *, files: dict[str, bytes], message: str) -> Committed:
         """Say what would be published."""

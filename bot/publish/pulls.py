@@ -172,7 +172,7 @@ def _update(
     if _says(_text(hub.read(repo_id, CARD, revision=f"refs/pr/{num}", limit=CARD_LIMIT)), key=key, main=main):
         store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)
         return Outcome(repo_id, Decision("nothing", f"Pull {num} has these figures.", num), url)
-    hub.update_pull(repo_id, num, files={CARD: data}, title=TITLE, body=comment)
+    hub.update_pull(repo_id, num, files={CARD: data}, title=TITLE, body=comment, parent=None)
     if hub.dry_run:
         return Outcome(repo_id, decision)
     store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bot.store.db import open_database
 from bot.store.jobs import Jobs
+from bot.store.publishing import Publishing
 from bot.store.repos import Repos
 from bot.store.results import Results
 from core.closes import Closes
@@ -20,6 +21,7 @@ class Store(Closes):
         self.repos = Repos(self.db)
         self.jobs = Jobs(self.db)
         self.results = Results(self.db)
+        self.publishing = Publishing(self.db)
 
     def close(self) -> None:
         """Close the connection."""

@@ -189,6 +189,7 @@ def m003_the_bot(db: Database) -> None:
       repo_id TEXT PRIMARY KEY, key TEXT NOT NULL, sha TEXT, action TEXT NOT NULL, reason TEXT NOT NULL,
       num INTEGER, at REAL NOT NULL, next_at REAL
     );
+    INSERT INTO publishing (repo_id, key, action, reason, at, next_at) SELECT id, '', 'new', '', 0, 0 FROM repos;
     CREATE TABLE answers (
       comment_id TEXT PRIMARY KEY, repo_id TEXT NOT NULL, num INTEGER NOT NULL, author TEXT NOT NULL,
       word TEXT NOT NULL, text TEXT NOT NULL, answer TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL

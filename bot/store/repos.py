@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlite_utils import Database
 
@@ -13,23 +13,45 @@ from bot.store.db import immediate
 from core.audit import Inspection
 from core.gguf_files import RepoFile, VariantFiles, label_of
 
+#: How a followed collection is named: ``collections/OWNER/TITLE-ID``, as its address ends.
+COLLECTION = "collections/"
+
+#: What a repo is: ``moved`` to another name, ``gone`` (deleted, or private now), ``gated`` (its files are not for our
+#: token), ``disabled`` by the Hub, ``private`` (ours to see, nobody else's to read about), or ``live``.
+RepoState = Literal["live", "gone", "moved", "private", "gated", "disabled"]
+
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """An owner (``bartowski``) or a single repo (``bartowski/X-GGUF``) that is watched."""
+    """An owner (``bartowski``), a single repo (``bartowski/X-GGUF``) or a collection (``collections/…``) watched.
+
+    ``cursor`` is the ``lastModified`` up to which its list was read; ``polled_at``, ``swept_at`` (its whole list) are
+    seconds since the epoch; ``error`` is why the last poll of it failed.
+    """
 
     name: str
     consented: bool
+    cursor: str | None = None
+    polled_at: float | None = None
+    swept_at: float | None = None
+    error: str | None = None
+
+    @property
+    def kind(self) -> Literal["owner", "repo", "collection"]:
+        """What is followed."""
+        if self.name.startswith(COLLECTION):
+            return "collection"
+        return "repo" if "/" in self.name else "owner"
 
     @property
     def is_repo(self) -> bool:
         """Whether a single repo is followed."""
-        return "/" in self.name
+        return self.kind == "repo"
 
     @property
     def owner(self) -> str:
-        """The user or organisation."""
-        return self.name.split("/")[0]
+        """The user or organisation; of a collection its own, whoever owns the repos in it."""
+        return self.name.removeprefix(COLLECTION).split("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +64,15 @@ class Repo:
     note: str | None
     base_model: str | None
     config: dict[str, Any]
+    state: RepoState = "live"
+    #: the follow by which it is watched; None: it was only requested, or its follow is gone
+    follow: str | None = None
+    #: the commit that it waits to be looked into at, since when, and why the last look failed
+    due_sha: str | None = None
+    due_at: float | None = None
+    error: str | None = None
+    #: by whose word nothing is published there any more
+    stopped: str | None = None
 
     @property
     def owner(self) -> str:
@@ -88,14 +119,17 @@ class Repos:
 
     def follows(self) -> list[Follow]:
         """All follows by name."""
-        rows = self._db.query("SELECT name, consented FROM follows ORDER BY name")
-        return [Follow(row["name"], bool(row["consented"])) for row in rows]
+        rows = self._db.query("SELECT name, consented, cursor, polled_at, swept_at, error FROM follows ORDER BY name")
+        return [Follow(**{**row, "consented": bool(row["consented"])}) for row in rows]
 
     def follow_of(self, repo_id: str) -> Follow | None:
-        """The follow that covers a repo: its own before its owner's."""
+        """The follow that covers a repo: its own before its owner's before a collection's that it is in."""
         # The Hub takes a name in either case.
         by_name = {follow.name.lower(): follow for follow in self.follows()}
-        return by_name.get(repo_id.lower()) or by_name.get(repo_id.lower().split("/")[0])
+        found = by_name.get(repo_id.lower()) or by_name.get(repo_id.lower().split("/")[0])
+        if found is None and (repo := self.repo(repo_id)) and repo.follow:
+            found = by_name.get(repo.follow.lower())
+        return found
 
     def repo(self, repo_id: str) -> Repo | None:
         """A repo looked into before, or None."""
@@ -183,7 +217,11 @@ class Repos:
 
 
 def _repo(row: dict[str, Any]) -> Repo:
-    return Repo(row["id"], row["sha"], row["source"], row["note"], row["base_model"], json.loads(row["config"]))
+    return Repo(
+        row["id"], row["sha"], row["source"], row["note"], row["base_model"], json.loads(row["config"]),
+        state=row["state"], follow=row["follow"], due_sha=row["due_sha"], due_at=row["due_at"], error=row["error"],
+        stopped=row["stopped"],
+    )  # fmt: skip
 
 
 def _variant(row: dict[str, Any]) -> Variant:
