@@ -16,6 +16,7 @@ from . import (
     routes_files,
     routes_manage,
     routes_repo,
+    routes_social,
     routes_upload,
     routes_webhooks,
     web,
@@ -61,7 +62,7 @@ def create_app(
     # The fixed addresses come before the pages, whose `/{owner}/{name}` would match nearly anything.
     for module in (
         routes_repo, routes_manage, routes_files, routes_upload, routes_commit,
-        routes_discussions, routes_webhooks, pages,
+        routes_discussions, routes_webhooks, routes_social, pages,
     ):  # fmt: skip
         app.include_router(module.router)
     app.add_exception_handler(HubError, web.on_hub_error)

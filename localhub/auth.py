@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .disk import Locks, now, read_json, stable_id, write_json
-from .errors import BadRequest, Conflict, Forbidden, GatedRepo, RepoNotFound, Unauthorized
+from .disk import Locks, now, read_json_cached, stable_id, write_json
+from .errors import BadRequest, Conflict, DisabledRepo, Forbidden, GatedRepo, RepoNotFound, Unauthorized
 from .names import check_owner
 from .repos import Repo
 
@@ -45,6 +45,14 @@ class Identity:
 ANONYMOUS = Identity()
 
 
+@dataclass(frozen=True)
+class Owner:
+    """A repo's owner; `members` are those of an organisation, and nobody where it is a user."""
+
+    name: str
+    members: frozenset[str] = frozenset()
+
+
 def user_id(name: str) -> str:
     """The id that stands for a user in payloads."""
     return stable_id("user", name)
@@ -56,8 +64,15 @@ def check_readable(repo: Repo, who: Identity) -> None:
         raise RepoNotFound()
 
 
+def check_enabled(repo: Repo) -> None:
+    """Nobody reads the files of a disabled repo or writes to it."""
+    if repo.meta().get("disabled"):
+        raise DisabledRepo()
+
+
 def check_files(repo: Repo, who: Identity) -> None:
-    """The files of a gated repo are for its owner and for those who were granted access."""
+    """A gated repo's files are for its owner and for those who were granted access; a disabled one's for nobody."""
+    check_enabled(repo)
     meta = repo.meta()
     granted = who.is_member(repo.owner) or (who.name is not None and who.name in meta.get("access", []))
     if meta.get("gated") and not granted:
@@ -77,6 +92,7 @@ def check_admin(repo: Repo, who: Identity) -> str:
 
 def check_discussions(repo: Repo) -> None:
     """Discussions and pull requests can be switched off for a repo."""
+    check_enabled(repo)
     if repo.meta().get("discussionsDisabled"):
         raise Forbidden("Discussions are disabled for this repo")
 
@@ -87,20 +103,10 @@ class Users:
     def __init__(self, root: Path, locks: Locks) -> None:
         self._path = root / "users.json"
         self._locks = locks
-        self._seen: tuple[int, int] = (0, 0)
-        self._cached: dict[str, Any] = {"users": {}, "tokens": {}}
 
     def _load(self) -> dict[str, Any]:
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            return {"users": {}, "tokens": {}}
-        stamp = (stat.st_mtime_ns, stat.st_ino)
-        if stamp != self._seen:
-            data = read_json(self._path) or {}
-            self._cached = {"users": data.get("users", {}), "tokens": data.get("tokens", {})}
-            self._seen = stamp
-        return self._cached
+        data = read_json_cached(self._path) or {}
+        return {"users": data.get("users", {}), "tokens": data.get("tokens", {})}
 
     def create(
         self,
@@ -159,6 +165,14 @@ class Users:
     def orgs_of(self, name: str) -> list[str]:
         """The organisations a user is a member of."""
         return sorted(org for org, row in self._load()["users"].items() if name in row.get("members", []))
+
+    def owner(self, name: str) -> Owner:
+        """The owner of this name; one whom nobody made a user has no members either."""
+        return Owner(name, frozenset(self.members(name)))
+
+    def members(self, name: str) -> list[str]:
+        """The members of an organisation, sorted."""
+        return sorted(self._load()["users"].get(name, {}).get("members", []))
 
     def kind(self, name: str) -> str | None:
         """`user`, `org`, or None for nobody."""

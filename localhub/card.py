@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -209,7 +208,6 @@ def _dataset_tags(data: dict[str, Any], paths: tuple[str, ...]) -> Iterable[str]
     yield from as_list(data.get("tags"))
 
 
-@lru_cache(maxsize=2048)
 def facts(text: str, paths: tuple[str, ...], repo_type: RepoType) -> CardFacts:
     """The tags and the rest, as the Hub derives them."""
     data = parse_or_empty(text)

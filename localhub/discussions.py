@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
-from .auth import Identity, user_id
+from .auth import Identity, Owner, user_id
 from .disk import now, random_id, read_json, write_json
 from .errors import BadRequest, Forbidden, NotFound
 from .names import MAIN, pr_number
@@ -166,12 +166,17 @@ def check_may_moderate(repo: Repo, discussion: Discussion, who: Identity) -> str
 # as the API gives it
 
 
-def author_json(name: str, owner: str) -> dict[str, Any]:
-    """How the API names a user."""
-    return {"_id": user_id(name), "name": name, "fullname": name, "type": "user", "isOwner": name == owner}
+def author_json(name: str, owner: Owner) -> dict[str, Any]:
+    """How the API names a user: `isOwner` and `isOrgMember` are there only where they are true."""
+    out: dict[str, Any] = {"_id": user_id(name), "name": name, "fullname": name, "type": "user", "avatarUrl": ""}
+    if name == owner.name:
+        out["isOwner"] = True
+    if name in owner.members:
+        out["isOrgMember"] = True
+    return out
 
 
-def event_json(event: Event, owner: str) -> dict[str, Any]:
+def event_json(event: Event, owner: Owner) -> dict[str, Any]:
     """An event in the API's shape."""
     out = {**event, "author": author_json(event["author"], owner)}
     if event["type"] == "comment":
@@ -187,14 +192,14 @@ def event_json(event: Event, owner: str) -> dict[str, Any]:
     return out
 
 
-def summary_json(repo: Repo, discussion: Discussion) -> dict[str, Any]:
+def summary_json(repo: Repo, discussion: Discussion, owner: Owner) -> dict[str, Any]:
     """A row of the list."""
     comments = sum(event["type"] == "comment" for event in discussion["events"])
     return {
         "num": discussion["num"],
         "title": discussion["title"],
         "status": discussion["status"],
-        "author": author_json(discussion["author"], repo.owner),
+        "author": author_json(discussion["author"], owner),
         "repo": {"name": repo.repo_id, "type": repo.repo_type},
         "isPullRequest": discussion["isPullRequest"],
         "createdAt": discussion["createdAt"],
@@ -211,7 +216,7 @@ def _matches(discussion: Discussion, *, kind: str, status: str, author: str | No
     return author is None or discussion["author"] == author
 
 
-def page(repo: Repo, *, index: int, kind: str, status: str, author: str | None) -> dict[str, Any]:
+def page(repo: Repo, owner: Owner, *, index: int, kind: str, status: str, author: str | None) -> dict[str, Any]:
     """One page of the list; `open` takes in drafts and `closed` what was merged."""
     if kind not in ("all", "discussion", "pull_request") or status not in ("all", "open", "closed"):
         raise BadRequest("Invalid filter for discussions")
@@ -221,5 +226,5 @@ def page(repo: Repo, *, index: int, kind: str, status: str, author: str | None) 
         "count": len(found),
         "start": start,
         "numClosedDiscussions": sum(item["status"] in ("closed", "merged") for item in found),
-        "discussions": [summary_json(repo, item) for item in found[start : start + _PAGE]],
+        "discussions": [summary_json(repo, item, owner) for item in found[start : start + _PAGE]],
     }

@@ -87,7 +87,7 @@ def _header(file: IO[bytes]) -> tuple[dict[str, Any], int]:
     return values, total
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)
 def of_file(path: Path) -> dict[str, Any] | None:
     """Parameters, architecture, context length, chat template, special tokens; None if it cannot be read."""
     try:

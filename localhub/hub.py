@@ -16,6 +16,7 @@ from .disk import Locks
 from .errors import Forbidden
 from .payloads import event_payload
 from .pulls import RefChange
+from .repo_collections import Collections
 from .repos import Repo, Repos
 from .webhooks import Webhooks
 
@@ -36,7 +37,7 @@ def _sweep(folder: Path) -> None:
 
 
 class Hub:
-    """Users, repos and webhooks of one folder, and the thread that delivers webhooks."""
+    """Users, repos, collections and webhooks of one folder, and the thread that delivers webhooks."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class Hub:
         self.users = Users(root, self.locks)
         self.repos = Repos(root, self.locks)
         self.webhooks = Webhooks(root, self.locks)
+        self.collections = Collections(root, self.locks)
         self.dispatcher = Dispatcher(allow_remote=remote_webhooks)
         # A new one each start: an upload that a restart interrupts is asked for again by the client.
         self._upload_key = secrets.token_bytes(32)

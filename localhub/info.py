@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
 
 from . import card, gguf_facts
 from .auth import user_id
 from .gitobj import Commit, Entry, Tree, tree_oids
-from .names import MAIN
+from .names import MAIN, RepoType
 from .repos import Repo
 from .store import RepoStore
 
@@ -23,9 +25,11 @@ def card_text(store: RepoStore, tree: Tree) -> str:
     return store.read(entry).decode("utf-8", "replace")
 
 
-def facts(repo: Repo, tree: Tree) -> card.CardFacts:
-    """Tags, library, base models, ... of a tree."""
-    return card.facts(card_text(repo.store, tree), tuple(tree), repo.repo_type)
+@lru_cache(maxsize=16_384)
+def _facts(folder: Path, tree_oid: str, repo_type: RepoType) -> card.CardFacts:
+    store = RepoStore(folder)
+    tree = store.tree_of(tree_oid)
+    return card.facts(card_text(store, tree), tuple(tree), repo_type)
 
 
 def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
@@ -42,12 +46,13 @@ class RepoInfo:
     """Everything the API can say about one revision; each property is worked out when it is asked for."""
 
     def __init__(self, repo: Repo, revision: str | None = None) -> None:
+        store = repo.store
         self.repo = repo
         self.meta = repo.meta()
-        self.commit = repo.store.commit(repo.store.resolve(revision))
-        self._main = repo.store.commit(repo.store.resolve(MAIN))
-        self.tree = repo.store.tree(self.commit.oid)
-        self.facts = facts(repo, self.tree)
+        self._main = store.commit(store.resolve(MAIN))
+        self.commit = self._main if revision is None else store.commit(store.resolve(revision))
+        self.tree = store.tree_of(self.commit.tree)
+        self.facts = _facts(repo.path, self.commit.tree, repo.repo_type)
 
     @property
     def last_modified(self) -> str:
@@ -56,36 +61,8 @@ class RepoInfo:
 
     def field(self, name: str) -> Any:
         """One property by its API name; None for what this hub has nothing to say about."""
-        meta, found = self.meta, self.facts
-        if name == "siblings":
-            return [sibling(path, entry, blobs=False) for path, entry in sorted(self.tree.items())]
-        if name == "gguf":
-            return gguf_facts.of_repo(self.repo.store, self.tree)
-        if name == "usedStorage":
-            return sum(entry.size for entry in self.tree.values())
-        if name == "config" and "config.json" not in self.tree:
-            return None
-        simple: dict[str, Any] = {
-            "author": self.repo.owner,
-            "baseModels": list(found.base_models),
-            "cardData": found.data or None,
-            "createdAt": meta["createdAt"],
-            "disabled": bool(meta.get("disabled")),
-            "downloads": self.repo.downloads(meta),
-            "downloadsAllTime": self.repo.downloads(meta),
-            "gated": meta.get("gated", False),
-            "lastModified": self.last_modified,
-            "library_name": found.library,
-            "likes": meta.get("likes", 0),
-            "model-index": found.data.get("model-index"),
-            "pipeline_tag": found.pipeline,
-            "private": bool(meta.get("private")),
-            "sdk": meta.get("sdk") or found.data.get("sdk"),
-            "sha": self.commit.oid,
-            "tags": self.tags(),
-            "trendingScore": 0,
-        }
-        return simple.get(name)
+        ask = _FIELDS.get(name)
+        return ask(self) if ask else None
 
     def tags(self) -> list[str]:
         """The tags that the listing filters by."""
@@ -102,6 +79,30 @@ class RepoInfo:
                 out[name] = value
         return out
 
+
+_FIELDS: Final[Mapping[str, Callable[[RepoInfo], Any]]] = {
+    "author": lambda info: info.repo.owner,
+    "baseModels": lambda info: list(info.facts.base_models),
+    "cardData": lambda info: info.facts.data or None,
+    "createdAt": lambda info: info.meta["createdAt"],
+    "disabled": lambda info: bool(info.meta.get("disabled")),
+    "downloads": lambda info: info.repo.downloads(info.meta),
+    "downloadsAllTime": lambda info: info.repo.downloads(info.meta),
+    "gated": lambda info: info.meta.get("gated", False),
+    "gguf": lambda info: gguf_facts.of_repo(info.repo.store, info.tree),
+    "lastModified": lambda info: info.last_modified,
+    "library_name": lambda info: info.facts.library,
+    "likes": lambda info: info.meta.get("likes", 0),
+    "model-index": lambda info: info.facts.data.get("model-index"),
+    "pipeline_tag": lambda info: info.facts.pipeline,
+    "private": lambda info: bool(info.meta.get("private")),
+    "sdk": lambda info: info.meta.get("sdk") or info.facts.data.get("sdk"),
+    "sha": lambda info: info.commit.oid,
+    "siblings": lambda info: [sibling(path, entry, blobs=False) for path, entry in sorted(info.tree.items())],
+    "tags": lambda info: info.tags(),
+    "trendingScore": lambda info: 0,
+    "usedStorage": lambda info: sum(entry.size for entry in info.tree.values()),
+}
 
 LIST_FIELDS = (
     "likes",

@@ -80,15 +80,13 @@ def find(repos: Repos, repo_type: RepoType, who: Identity, query: Query) -> tupl
     if query.sort not in _SORTS:
         raise BadRequest(f"Invalid sort: {query.sort[:40]!r}")
     found: list[RepoInfo] = []
-    for repo in repos.all(repo_type):
-        if query.author is not None and repo.owner.lower() != query.author.lower():
-            continue
+    for repo in repos.all(repo_type, owner=query.author):
         if not all(text.lower() in repo.repo_id.lower() for text in query.search):
             continue
         try:
-            if repo.meta().get("private") and not who.is_member(repo.owner):
-                continue
             info = RepoInfo(repo)
+            if info.meta.get("private") and not who.is_member(repo.owner):
+                continue
         except (HubError, OSError):  # deleted while we looked
             continue
         if _matches(info, query):

@@ -23,6 +23,7 @@ _PR_REF = re.compile(r"refs/pr/([1-9][0-9]{0,8})")
 _RESERVED_OWNERS: Final = frozenset(
     {
         "api",
+        "collections",
         "datasets",
         "spaces",
         "models",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import commits, discussions, trees
-from .auth import Identity, check_admin, check_discussions
+from .auth import Identity, Owner, check_admin, check_discussions, check_enabled
 from .commits import CommitRequest
 from .discussions import Discussion
 from .disk import Locks
@@ -56,6 +56,7 @@ def _target(repo: Repo, revision: str) -> str:
 def check_may_commit(repo: Repo, who: Identity, revision: str) -> None:
     """Owners commit anywhere; a pull request's author commits to it; others are told to open one."""
     name = who.require_write()
+    check_enabled(repo)
     ref = _target(repo, revision)
     num = pr_number(ref)
     if num is not None:
@@ -149,7 +150,7 @@ def head_of(repo: Repo, pull: Discussion) -> str:
 def _merge_of(repo: Repo, pull: Discussion) -> trees.Merge:
     store = repo.store
     base, main, head = pull["baseOid"], store.resolve(MAIN), head_of(repo, pull)
-    return trees.merge(store.tree(base), store.tree(main), store.tree(head))
+    return trees.merge(store.tree(base), store.tree(main), store.tree(head), store.read)
 
 
 def conflicts(repo: Repo, pull: Discussion) -> list[str]:
@@ -163,10 +164,10 @@ def diff(repo: Repo, pull: Discussion) -> str:
     return trees.unified(store.tree(pull["baseOid"]), store.tree(head_of(repo, pull)), store.read)
 
 
-def details_json(repo: Repo, discussion: Discussion) -> dict[str, Any]:
+def details_json(repo: Repo, discussion: Discussion, owner: Owner) -> dict[str, Any]:
     """The whole discussion, as the API gives it."""
-    events = [discussions.event_json(event, repo.owner) for event in discussion["events"]]
-    out = {**discussions.summary_json(repo, discussion), "events": events, "locked": False}
+    events = [discussions.event_json(event, owner) for event in discussion["events"]]
+    out = {**discussions.summary_json(repo, discussion, owner), "events": events, "locked": False}
     if discussion["isPullRequest"]:
         changes: dict[str, Any] = {"base": discussion["base"]}
         if discussion["mergeOid"]:
@@ -198,8 +199,9 @@ def set_status(
 def merge(
     locks: Locks, repo: Repo, who: Identity, num: int, text: str | None
 ) -> tuple[Discussion, RefChange, list[discussions.Event]]:
-    """Put the pull request's changes onto main as one commit; 409 if both changed the same file."""
+    """Put the pull request's changes onto main as one commit; 409 if both changed the same lines."""
     name = check_admin(repo, who)
+    check_enabled(repo)
     with locks.hold(repo.lock):
         pull = discussions.load(repo, num)
         if not pull["isPullRequest"]:
@@ -214,6 +216,8 @@ def merge(
         body = [f"- {event['data']['subject']} ({event['data']['oid']})" for event in pushed]
         body += ["", f"Co-authored-by: {pull['author']} <{pull['author']}@users.noreply.localhub>"]
         title = f"{pull['title']} (#{num})"
+        for content in merged.texts.values():
+            repo.store.put_blob(content)
         made = repo.store.put_commit(
             merged.tree, parents=(main,), author=name, title=title, message="\n".join(body).strip()
         )

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from . import discussions, pulls
-from .auth import check_discussions
+from .auth import check_discussions, check_enabled
 from .errors import NotFound
 from .hub import Hub
 from .repos import Repo
@@ -30,12 +30,13 @@ def _tell_comment(
 
 
 @router.get(_BASE)
-def list_discussions(request: Request, repo: RepoDep) -> dict[str, Any]:
+def list_discussions(request: Request, hub: HubDep, repo: RepoDep) -> dict[str, Any]:
     """A page of discussions, filtered by type, status and author."""
     check_discussions(repo)
     params = request.query_params
     return discussions.page(
         repo,
+        hub.users.owner(repo.owner),
         index=number(params.get("p"), default=0, low=0, high=10**6),
         kind=params.get("type", "all"),
         status=params.get("status", "all"),
@@ -44,9 +45,10 @@ def list_discussions(request: Request, repo: RepoDep) -> dict[str, Any]:
 
 
 @router.get(_BASE + "/{num}")
-def details(num: str, repo: RepoDep) -> dict[str, Any]:
+def details(num: str, hub: HubDep, repo: RepoDep) -> dict[str, Any]:
     """One discussion with its events; a pull request with its diff and conflicts."""
-    return pulls.details_json(repo, discussions.load(repo, _num(num)))
+    check_enabled(repo)
+    return pulls.details_json(repo, discussions.load(repo, _num(num)), hub.users.owner(repo.owner))
 
 
 @router.post(_BASE)
@@ -64,7 +66,8 @@ def create(request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body) -
     )
     url = base_url(hub, request)
     hub.emit("discussion", "create", repo, url, discussion=made, comment=made["events"][0])
-    return {**discussions.summary_json(repo, made), "url": f"{url}/{repo.web_path}/discussions/{made['num']}"}
+    row = discussions.summary_json(repo, made, hub.users.owner(repo.owner))
+    return {**row, "url": f"{url}/{repo.web_path}/discussions/{made['num']}"}
 
 
 @router.post(_BASE + "/{num}/comment")
@@ -78,7 +81,7 @@ def comment(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, bo
         found["events"].append(event)
         discussions.save(repo, found)
     _tell_comment(hub, base_url(hub, request), repo, found, event, "create")
-    return {"newMessage": discussions.event_json(event, repo.owner)}
+    return {"newMessage": discussions.event_json(event, hub.users.owner(repo.owner))}
 
 
 @router.post(_BASE + "/{num}/comment/{comment_id}/edit")
@@ -93,7 +96,7 @@ def edit(
         event = discussions.edit_comment(found, comment_id, who, text)
         discussions.save(repo, found)
     _tell_comment(hub, base_url(hub, request), repo, found, event, "update")
-    return {"updatedComment": discussions.event_json(event, repo.owner)}
+    return {"updatedComment": discussions.event_json(event, hub.users.owner(repo.owner))}
 
 
 @router.post(_BASE + "/{num}/comment/{comment_id}/hide")
@@ -105,7 +108,7 @@ def hide(num: str, comment_id: str, request: Request, hub: HubDep, repo: RepoDep
         event = discussions.hide_comment(found, comment_id, who, repo.owner)
         discussions.save(repo, found)
     _tell_comment(hub, base_url(hub, request), repo, found, event, "update")
-    return {"updatedComment": discussions.event_json(event, repo.owner)}
+    return {"updatedComment": discussions.event_json(event, hub.users.owner(repo.owner))}
 
 
 @router.post(_BASE + "/{num}/title")
@@ -120,7 +123,7 @@ def title(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, body
         found = {**found, "title": new, "events": [*found["events"], event]}
         discussions.save(repo, found)
     hub.emit("discussion", "update", repo, base_url(hub, request), discussion=found)
-    return {"newTitle": discussions.event_json(event, repo.owner)}
+    return {"newTitle": discussions.event_json(event, hub.users.owner(repo.owner))}
 
 
 def _optional_text(body: bytes) -> tuple[dict[str, Any], str | None]:
@@ -138,7 +141,7 @@ def status(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, bod
     for event in events[:-1]:
         _tell_comment(hub, url, repo, found, event, "create")
     hub.emit("discussion", "update", repo, url, discussion=found)
-    return {"newStatus": discussions.event_json(events[-1], repo.owner)}
+    return {"newStatus": discussions.event_json(events[-1], hub.users.owner(repo.owner))}
 
 
 @router.post(_BASE + "/{num}/merge")
@@ -151,4 +154,4 @@ def merge(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, body
         _tell_comment(hub, url, repo, found, event, "create")
     hub.emit("discussion", "update", repo, url, discussion=found)
     hub.emit("repo.content", "update", repo, url, changes=(change,))
-    return {"newStatus": discussions.event_json(events[-1], repo.owner), "mergeCommitId": change.new}
+    return {"newStatus": discussions.event_json(events[-1], hub.users.owner(repo.owner)), "mergeCommitId": change.new}

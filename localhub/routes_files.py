@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import auth, ranges
-from .errors import BadRequest, DisabledRepo, EntryNotFound, InvalidName
+from .errors import BadRequest, EntryNotFound, InvalidName
 from .gitobj import Entry
 from .info import add_last_commits, tree_rows
 from .names import check_path
@@ -38,6 +38,7 @@ _CHUNK = 1024 * 1024
 @router.get("/api/{kind:kind}/{owner}/{name}/tree/{rest:path}")
 def tree(rest: str, request: Request, hub: HubDep, repo: RepoDep) -> Response:
     """What lies in a folder, or (recursive) below it."""
+    auth.check_enabled(repo)
     revision, folder = split_revision(rest)
     folder = check_path(folder.rstrip("/")) if folder.strip("/") else ""
     recursive, expand = (is_true(request.query_params.get(key)) for key in ("recursive", "expand"))
@@ -63,6 +64,7 @@ def tree(rest: str, request: Request, hub: HubDep, repo: RepoDep) -> Response:
 @router.post("/api/{kind:kind}/{owner}/{name}/paths-info/{revision:path}")
 def paths_info(revision: str, repo: RepoDep, body: Body) -> list[dict[str, Any]]:
     """The asked paths; those that do not exist are left out."""
+    auth.check_enabled(repo)
     fields = form(body)
     paths = [value for key, value in fields if key in ("paths", "paths[]")]
     if len(paths) > _MAX_PATHS:
@@ -105,9 +107,6 @@ def _headers(entry: Entry, commit: str, name: str) -> dict[str, str]:
 
 def _download(request: Request, repo: Repo, who: auth.Identity, rest: str) -> Response:
     revision, path = split_revision(rest)
-    meta = repo.meta()
-    if meta.get("disabled"):
-        raise DisabledRepo()
     auth.check_files(repo, who)
     commit = repo.store.resolve(revision)
     try:

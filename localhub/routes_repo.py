@@ -78,8 +78,8 @@ def list_repos(kind: str, request: Request, hub: HubDep, who: Who) -> Response:
 # one repo
 
 
-def _info(request: Request, repo: Repo, revision: str | None) -> dict[str, Any]:
-    if repo.meta().get("disabled"):
+def _info(request: Request, repo: Repo, revision: str | None) -> Response:
+    if repo.meta().get("disabled") == "all":
         raise DisabledRepo()
     found = RepoInfo(repo, revision)
     expand = check_expand(request.query_params.getlist("expand"))
@@ -88,17 +88,17 @@ def _info(request: Request, repo: Repo, revision: str | None) -> dict[str, Any]:
         out["siblings"] = [sibling(path, entry, blobs=True) for path, entry in sorted(found.tree.items())]
     if is_true(request.query_params.get("securityStatus")):
         out["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
-    return out
+    return JSONResponse(out)
 
 
 @router.get("/api/{kind:kind}/{owner}/{name}")
-def repo_info(request: Request, repo: RepoDep) -> dict[str, Any]:
+def repo_info(request: Request, repo: RepoDep) -> Response:
     """`model_info`, `dataset_info`, `space_info`."""
     return _info(request, repo, None)
 
 
 @router.get("/api/{kind:kind}/{owner}/{name}/revision/{revision:path}")
-def revision_info(revision: str, request: Request, repo: RepoDep) -> dict[str, Any]:
+def revision_info(revision: str, request: Request, repo: RepoDep) -> Response:
     """The same, at a revision."""
     return _info(request, repo, unmask(revision))
 

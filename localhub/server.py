@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from .app import create_app
 from .delivery import Dispatcher
-from .faults import Faults
+from .faults import Faults, RequestLog
 from .ratelimit import Quota
 
 DEFAULT_PORT = 8790
@@ -79,6 +79,11 @@ class HubServer:
         if self._url is None:
             raise RuntimeError("The server was not started")
         return self._url
+
+    @property
+    def requests(self) -> RequestLog:
+        """Every request that came in."""
+        return self.faults.requests
 
     @property
     def dispatcher(self) -> Dispatcher:

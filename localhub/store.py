@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import gitobj
-from .disk import now, read_json, write_atomic, write_json
+from .disk import later_than, now, read_json_cached, write_atomic, write_json
 from .errors import RevisionNotFound
 from .gitobj import Commit, Entry, Tree
 from .names import MAIN, is_oid
@@ -22,15 +22,18 @@ from .names import MAIN, is_oid
 _MIN_SHORT_OID = 7
 
 
-@lru_cache(maxsize=512)
-def _load_tree(path: Path) -> Tree:
-    raw = json.loads(path.read_bytes())
+# Trees and commits never change under their name. The sizes let ten thousand repos be listed without reading again.
+
+
+@lru_cache(maxsize=16_384)
+def _load_tree(path: str) -> Tree:
+    raw = json.loads(Path(path).read_bytes())
     return MappingProxyType({name: Entry(row["oid"], row["size"], row.get("lfs")) for name, row in raw.items()})
 
 
-@lru_cache(maxsize=4096)
-def _load_commit(path: Path) -> Commit:
-    raw = json.loads(path.read_bytes())
+@lru_cache(maxsize=65_536)
+def _load_commit(path: str) -> Commit:
+    raw = json.loads(Path(path).read_bytes())
     return Commit(
         oid=raw["oid"],
         tree=raw["tree"],
@@ -40,6 +43,13 @@ def _load_commit(path: Path) -> Commit:
         message=raw["message"],
         date=raw["date"],
     )
+
+
+def _ref_name(refs: Mapping[str, str], revision: str) -> str | None:
+    for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
+        if name in refs and name.startswith("refs/"):
+            return name
+    return None
 
 
 class RepoStore:
@@ -99,17 +109,30 @@ class RepoStore:
 
     def tree(self, commit_oid: str) -> Tree:
         """All files of a commit."""
-        return _load_tree(self.path / "trees" / f"{self.commit(commit_oid).tree}.json")
+        return self.tree_of(self.commit(commit_oid).tree)
 
-    def put_commit(self, tree: Tree, *, parents: tuple[str, ...], author: str, title: str, message: str) -> Commit:
-        """Keep a commit; no ref points to it yet."""
-        date = now()
+    def tree_of(self, tree_oid: str) -> Tree:
+        """All files of a tree by its own id."""
+        return _load_tree(f"{self.path}/trees/{tree_oid}.json")
+
+    def put_commit(
+        self,
+        tree: Tree,
+        *,
+        parents: tuple[str, ...],
+        author: str,
+        title: str,
+        message: str,
+        date: str | None = None,
+    ) -> Commit:
+        """Keep a commit; no ref points to it yet. It is younger than its parents, unless `date` says otherwise."""
+        date = date or max([now(), *(later_than(self.commit(parent).date) for parent in parents)])
         tree_oid = self.put_tree(tree)
         oid = gitobj.commit_oid(tree_oid, parents, author, title, message, date)
         commit = Commit(oid, tree_oid, parents, author, title, message, date)
         path = self._commit_path(oid)
         if path.exists():
-            return _load_commit(path)
+            return _load_commit(str(path))
         write_json(
             path,
             {
@@ -130,7 +153,7 @@ class RepoStore:
     def commit(self, oid: str) -> Commit:
         """One commit by its full id."""
         try:
-            return _load_commit(self._commit_path(oid))
+            return _load_commit(f"{self.path}/commits/{oid}.json")
         except FileNotFoundError:
             raise RevisionNotFound(oid) from None
 
@@ -149,8 +172,7 @@ class RepoStore:
 
     def refs(self) -> dict[str, str]:
         """All refs: `refs/heads/…`, `refs/tags/…`, `refs/pr/N`."""
-        refs: dict[str, str] = read_json(self.path / "refs.json") or {}
-        return refs
+        return dict(read_json_cached(self.path / "refs.json") or {})
 
     def set_refs(self, changes: Mapping[str, str | None]) -> None:
         """Move, make or (None) delete refs, all at once."""
@@ -164,18 +186,15 @@ class RepoStore:
 
     def ref_name(self, revision: str) -> str | None:
         """The full name of the ref that a revision means, or None if it is no ref."""
-        refs = self.refs()
-        for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
-            if name in refs and name.startswith("refs/"):
-                return name
-        return None
+        return _ref_name(self.refs(), revision)
 
     def resolve(self, revision: str | None) -> str:
         """The commit that a branch, tag, `refs/pr/N` or (shortened) commit id means."""
         revision = revision or MAIN
-        name = self.ref_name(revision)
+        refs = self.refs()
+        name = _ref_name(refs, revision)
         if name is not None:
-            return self.refs()[name]
+            return refs[name]
         if self.has_commit(revision):
             return revision
         if _MIN_SHORT_OID <= len(revision) < 40 and all(c in "0123456789abcdef" for c in revision):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .gitobj import Entry, Tree, pointer
+from . import merge as lines
+from .gitobj import Entry, Tree, blob_oid, pointer
 
 _MAX_TEXT = 512 * 1024
 _MAX_LINES = 8000
@@ -21,10 +22,14 @@ def changed(old: Tree, new: Tree) -> dict[str, tuple[Entry | None, Entry | None]
 
 @dataclass(frozen=True)
 class Merge:
-    """The merged tree, and the files that both sides changed differently (then there is nothing to merge)."""
+    """The merged tree, and the files that both sides changed differently (then there is nothing to merge).
+
+    `texts` are the files that exist in no side as they are in the tree: they have to be kept first.
+    """
 
     tree: dict[str, Entry]
     conflicts: tuple[str, ...]
+    texts: dict[str, bytes] = field(default_factory=dict)
 
 
 def path_clashes(tree: Tree) -> set[str]:
@@ -39,23 +44,39 @@ def path_clashes(tree: Tree) -> set[str]:
     return clashes
 
 
-def merge(base: Tree, ours: Tree, theirs: Tree) -> Merge:
-    """Put what `theirs` changed since `base` onto `ours`; two edits of one file are a conflict."""
-    merged = dict(ours)
+Read = Callable[[Entry], bytes]
+
+
+def merge(base: Tree, ours: Tree, theirs: Tree, read: Read | None = None) -> Merge:
+    """Put what `theirs` changed since `base` onto `ours`.
+
+    A file that both changed is merged by lines where it is text, stands in all three and `read` is given;
+    else, or where the lines are in each other's way, it is a conflict.
+    """
+    merged, texts = dict(ours), {}
     conflicts: set[str] = set()
     ours_changed = changed(base, ours)
     for path, (_, entry) in changed(base, theirs).items():
         if path in ours_changed and ours_changed[path][1] != entry:
-            conflicts.add(path)
+            text = _merged_text((base.get(path), ours.get(path), entry), read)
+            if text is None:
+                conflicts.add(path)
+            else:
+                texts[path] = text
+                merged[path] = Entry(blob_oid(text), len(text))
         elif entry is None:
             merged.pop(path, None)
         else:
             merged[path] = entry
     conflicts |= path_clashes(merged)
-    return Merge(tree=merged, conflicts=tuple(sorted(conflicts)))
+    return Merge(tree=merged, conflicts=tuple(sorted(conflicts)), texts=texts)
 
 
-Read = Callable[[Entry], bytes]
+def _merged_text(sides: tuple[Entry | None, Entry | None, Entry | None], read: Read | None) -> bytes | None:
+    found = [entry for entry in sides if entry is not None and not entry.lfs and entry.size <= lines.MAX_BYTES]
+    if read is None or len(found) < 3:
+        return None
+    return lines.merge(*(read(entry) for entry in found))
 
 
 def _text(entry: Entry | None, read: Read) -> str | None:

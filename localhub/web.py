@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .auth import Identity, check_readable
 from .commits import MAX_COMMIT_BODY
-from .errors import BadRequest, HubError, NotFound, RepoMoved, TooLarge, Unauthorized
+from .errors import BadRequest, HubError, NotFound, RepoMoved, RepoNotFound, TooLarge, Unauthorized
 from .hub import Hub
 from .names import repo_type_of
 from .repos import Repo
@@ -109,6 +109,10 @@ def find_repo(hub: Hub, who: Identity, kind: str, repo_id: str) -> Repo:
         repo = hub.repos.get(repo_type_of(kind), repo_id)
     except BadRequest:
         raise NotFound("Not found") from None
+    except RepoMoved as moved:
+        # a private repo's new name is a secret too
+        check_readable(hub.repos.get(repo_type_of(kind), moved.new_id), who)
+        raise
     check_readable(repo, who)
     return repo
 
@@ -231,6 +235,8 @@ def on_moved(request: Request, error: Exception) -> Response:
     assert isinstance(error, RepoMoved)
     raw = request.scope.get("raw_path", b"").decode("ascii", "replace").split("?")[0]
     target = raw.replace(f"/{error.old_id}", f"/{error.new_id}", 1)
+    if target == raw:  # the old name stands in the body: there is no address to send the caller to
+        return error_response(RepoNotFound())
     query = request.url.query
     return RedirectResponse(f"{target}?{query}" if query else target, status_code=307)
 

@@ -24,7 +24,6 @@ from test_localhub_world import CARD, World, add, open_world, status_of
 
 from localhub import seed
 from localhub.ratelimit import Quota
-from localhub.repos import Repos
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +158,27 @@ def test_gated_shows_itself_but_not_its_files(world: World, tmp_path: Path) -> N
 
 def test_a_disabled_repo(world: World) -> None:
     repo_id = world.repo()
-    hub_repo = Repos(world.root, seed.Locks(world.root)).get("model", repo_id)
-    hub_repo.update_meta({"disabled": True})
-    with pytest.raises(DisabledRepoError):
-        world.alice.model_info(repo_id)
+    seed.set_repo(world.root, repo_id, disabled=True)
+    assert world.alice.model_info(repo_id).disabled and not world.alice.model_info(world.repo()).disabled
+    calls = (
+        lambda: list(world.alice.list_repo_tree(repo_id)),
+        lambda: world.alice.get_paths_info(repo_id, ["README.md"]),
+        lambda: world.alice.create_commit(repo_id, [add("x", b"x")], commit_message="no"),
+        lambda: world.bot.create_commit(repo_id, [add("x", b"x")], commit_message="no", create_pr=True),
+        lambda: list(world.bot.get_repo_discussions(repo_id)),
+    )
+    for call in calls:
+        with pytest.raises(DisabledRepoError):
+            call()
     response = get_session().get(f"{world.url}/{repo_id}/resolve/main/README.md")
     assert (response.status_code, response.headers["x-error-code"]) == (403, "DisabledRepo")
+    listed = next(iter(world.alice.list_models(author="alice", search=repo_id.split("/")[1], full=True)))
+    assert listed.disabled
+    seed.set_repo(world.root, repo_id, disabled="all")
+    with pytest.raises(DisabledRepoError):
+        world.alice.model_info(repo_id)
+    seed.set_repo(world.root, repo_id, disabled=False)
+    assert world.nobody.file_exists(repo_id, "README.md")
 
 
 def test_settings_are_the_owners(world: World) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import threading
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from localhub import discussions, pulls, seed
 from localhub.auth import Identity, Users
 from localhub.commits import CommitRequest, Operation
-from localhub.disk import Locks, read_json, write_atomic
+from localhub.disk import Locks, read_json, read_json_cached, stamp, write_atomic
 from localhub.errors import BadRequest, Conflict, InvalidName, RevisionNotFound, Unauthorized
 from localhub.names import MAIN
 from localhub.repos import Repo, Repos
@@ -127,6 +130,31 @@ def test_commit_ids_are_per_repo(tmp_path: Path) -> None:
         repo_of(tmp_path, "alice/other").store.resolve(oid)
     with pytest.raises(BadRequest):
         pulls.commit(Locks(tmp_path), repo_of(tmp_path), ALICE, oid, request("g.txt", b"g"))
+
+
+def test_a_commit_is_younger_than_the_one_before(tmp_path: Path) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    seed.upload_files(tmp_path, "alice/m", {"f.txt": b"1"}, date=ahead, durable=False)
+    for number in range(3):
+        seed.upload_files(tmp_path, "alice/m", {"f.txt": b"%d" % number}, durable=False)
+    store = repo_of(tmp_path).store
+    dates = [commit.date for commit in store.history(store.resolve(None))]
+    want = [stamp(ahead + timedelta(milliseconds=step)) for step in (3, 2, 1, 0)]
+    assert dates[:4] == want and dates[4] == want[-1]  # the last: the repo was made then too
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for age in (0, 60):  # young, and old enough to be kept
+        path.write_text("[1]")
+        moment = time.time_ns() - age * 10**9
+        os.utime(path, ns=(moment, moment))
+        assert read_json_cached(path) == [1]
+        path.write_text("[2]")  # in place: the same file, the same size
+        os.utime(path, ns=(moment, moment) if not age else (moment, moment + 1))
+        assert read_json_cached(path) == [2]
+    path.unlink()
+    assert read_json_cached(path) is None
 
 
 def test_writes_are_whole(tmp_path: Path) -> None:
