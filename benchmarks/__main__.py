@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.children import Product
+from benchmarks.headers import measure_headers
 from benchmarks.machine import describe
 from benchmarks.models import NAMES, find_case
 from benchmarks.passes import make_base, measure_kld, measure_record
@@ -26,10 +27,13 @@ from benchmarks.table import BenchError, Row, render
 from core.contract import Machine
 from jobs.llama import physical_cores
 
-PARTS = ("kld", "record", "kernel", "bytes", "speed")
+PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers")
+#: These need no model.
+ALONE = {"kernel", "headers"}
 #: These need llama.cpp's own tools.
 WITH_PEERS = {"kld", "record", "speed"}
 KERNEL_TITLE = f"kernels: rows of {KERNEL_VOCAB:,} entries, no model"
+HEADERS_TITLE = "headers: the audit of one file over HTTP, from the Hub in a folder"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,7 +102,10 @@ def _measure(setting: Setting, names: list[str], parts: set[str], out: Path | No
     if "kernel" in parts:
         tables[KERNEL_TITLE] = measure_kernels(setting)
         print(render(KERNEL_TITLE, tables[KERNEL_TITLE]), flush=True)
-    for name in dict.fromkeys(names) if parts - {"kernel"} else ():
+    if "headers" in parts:
+        tables[HEADERS_TITLE] = measure_headers(setting)
+        print(render(HEADERS_TITLE, tables[HEADERS_TITLE]), flush=True)
+    for name in dict.fromkeys(names) if parts - ALONE else ():
         try:
             subject = _model(setting, name, parts)
         except BenchError as error:

@@ -7,7 +7,25 @@ import sys
 
 import typer
 
-from bot.commands import baseline, card, compare, demo, hub, imports, inspect, jobs, measure, protocols, run, watch
+from bot.commands import (
+    baseline,
+    card,
+    compare,
+    demo,
+    disputes,
+    hub,
+    imports,
+    inspect,
+    jobs,
+    measure,
+    protocols,
+    run,
+    status,
+    switch,
+    watch,
+    webhooks,
+)
+from bot.commands.fragment import fragment
 from bot.progress import say
 from core.errors import QuantcardError
 
@@ -32,7 +50,8 @@ app.command("unfollow")(watch.unfollow)
 app.command("follows")(watch.follows)
 app.command("run")(run.run)
 app.command("serve")(run.serve)
-app.command("status")(watch.status)
+app.command("status")(status.status)
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(measure.app, name="measure")
 app.add_typer(baseline.app, name="baseline")
@@ -41,6 +60,10 @@ app.add_typer(protocols.app, name="protocols")
 app.command("inspect")(inspect.inspect)
 app.command("import")(imports.import_)
 app.command("card")(card.card)
+app.command("pause")(switch.pause)
+app.command("resume")(switch.resume)
+app.add_typer(disputes.app, name="disputes")
+app.command("fragment")(fragment)
 app.command("leaderboard")(run.leaderboard)
 
 

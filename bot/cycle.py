@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
 from bot.clock import Clock
+from bot.hub.budget import Urgency, urgency
 from bot.hub.door import HubDoor
-from bot.intake.view import view
+from bot.intake.proof import prove_references
+from bot.intake.templates import audit_templates
+from bot.intake.view import View, view
 from bot.intake.watch import PollReport, poll
-from bot.publish.export import export
-from bot.publish.pulls import PUBLISH_LEASE, Outcome, publish_repo
-from bot.publish.rows import current_rows, settled, stale_rows
+from bot.publish.export import export, left_over
+from bot.publish.fragments import links_of
+from bot.publish.pulls import PUBLISH_LEASE, Decision, Outcome, publish_repo
+from bot.publish.rows import current_rows, figures_key, settled
+from bot.publish.told import told_rows
 from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
 from bot.settings import Settings
 from bot.store import Store
-from bot.store.repos import Repo
+from core.canonical import fingerprint
 from core.dataset import DatasetRow
 from core.errors import HubAuthError, HubRateLimitError, HubUnreachableError, QuantcardError, StorageError
 
@@ -79,12 +84,14 @@ class Cycle:
         self._tell_job, self._tell, self.stop = tell_job, tell, stop
         self.protocol = settings.protocol_in_force()
 
-    def run(self) -> CycleReport:
-        """Run every step once."""
+    def run(self, *, poll: bool = True) -> CycleReport:
+        """Run every step once; without ``poll``, no list is read: only what is marked as changed is looked into."""
         report = CycleReport()
         if self.settings.hf_token:
             self.hub.whoami()
-        report.poll = self.poll()
+        report.poll = self.poll(listings=poll)
+        if not self.stop.is_set():
+            self._guard(report, "references", self._prove)
         if not self.stop.is_set():
             report.queued = self.plan()
         self.work(report)
@@ -92,23 +99,55 @@ class Cycle:
             self.publish(report)
         return report
 
-    def poll(self) -> PollReport:
+    def poll(self, *, listings: bool = True) -> PollReport:
         """Look for changes on the Hub."""
-        self._tell("Looking for new and changed GGUFs …")
-        report = poll(self.store, self.hub, now=self.clock.now(), stop=self.stop)
+        self._tell("Looking for new and changed GGUFs …" if listings else "Looking into what changed …")
+        report = poll(
+            self.store,
+            self.hub,
+            now=self.clock.now(),
+            stop=self.stop,
+            listings=listings,
+            sweep_interval=self.settings.sweep_interval_s,
+        )
         self._tell(f"{report.seen} repos seen, {len(report.changed)} new or changed.")
-        if not report.seen and not report.errors:
+        if not self.store.repos.any() and not report.errors:
             self._tell("Nobody who is followed has a public GGUF repo; 'quantcard follows' lists them.")
         return report
 
+    def _prove(self) -> None:
+        """Prove a few files equal to their base models, where that gives somebody a reference."""
+        settings = self.settings
+        proofs = prove_references(
+            self.store,
+            self.hub,
+            now=self.clock.now(),
+            limit=settings.proofs_per_cycle,
+            trusted=settings.trusted_owners,
+        )
+        for proof in proofs:
+            self._tell(f"{proof.reference_key[:12]} beside {proof.base_model}: {proof.verdict}. {proof.detail}")
+
     def plan(self) -> int:
-        """Queue what is not measured yet; returns the number of new jobs."""
+        """Queue what is not measured yet in repos that changed; returns the number of new jobs."""
+        self._notice_other_rules()
         seen = view(self.store, trusted=self.settings.trusted_owners)
-        added = self.store.jobs.add(plan(seen.choices, self.protocol), now=self.clock.now())
+        added = 0
+        for repo_id in self.store.watching.to_plan():
+            added += self.store.jobs.add(plan(seen.of(repo_id), self.protocol), now=self.clock.now())
+            self.store.watching.planned(repo_id)
         if withdrawn := self.store.jobs.withdraw_outdated():
             self._tell(f"{withdrawn} jobs of files that were replaced or removed were withdrawn.")
         self._tell(f"{added} new jobs queued.")
         return added
+
+    def _notice_other_rules(self) -> None:
+        """Plan and publish everything anew where the protocol in force or the trusted owners are others."""
+        rules = fingerprint([self.protocol.fingerprint, sorted(self.settings.trusted_owners)])
+        if self.store.results.get("rules") != rules:
+            self.store.watching.want_plan_of_all()
+            self.store.publishing.touch_all(now=self.clock.now())
+            self.store.results.put("rules", rules)
 
     def work(self, report: CycleReport) -> None:
         """Run jobs until none is left that may start within :data:`PATIENCE`.
@@ -173,46 +212,90 @@ class Cycle:
 
     def _publish(self, report: CycleReport, owner: str) -> None:
         seen = view(self.store, trusted=self.settings.trusted_owners)
-        current = current_rows(self.store, seen, self.protocol)
         publishing = self.settings.publish
         if publishing and not self.settings.hf_token and not self.hub.dry_run:
             publishing = False
             said = "No token, so nothing is published: set HF_TOKEN to the bot's token, or QUANTCARD_PUBLISH=false."
             report.errors.append(("publishing", HubAuthError(said)))
-        if publishing:
-            for repo in seen.repos.values():
-                if repo.source != "follow" or self.store.repos.follow_of(repo.id) is None:
-                    continue
-                rows = [row for row in current if row.repo_id == repo.id]
-                told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
-                if not told or not settled(self.store, seen, self.protocol, repo.id):
-                    continue
-                if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
-                    self._tell("Publishing took so long that another quantcard took over; the rest is left to it.")
-                    return
-                error = self._guard(report, repo.id, partial(self._publish_repo, report, repo, rows))
-                if isinstance(error, HubUnreachableError | HubRateLimitError):
-                    # The others would fare no better, and each would take its time.
-                    publishing = False
-                if self.stop.is_set() or not publishing:
-                    break
+        for repo_id in self._due_cards():
+            # Kept until the export was made: what came of these cards is told in the dataset too.
+            self.store.results.put("export", "due")
+            if not publishing or self.stop.is_set():
+                break
+            if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
+                self._tell("Publishing took so long that another quantcard took over; the rest is left to it.")
+                return
+            error = self._guard(report, repo_id, partial(self._publish_repo, report, seen, repo_id))
+            # Of a Hub that is away, the others would fare no better, and each would take its time.
+            publishing = not isinstance(error, HubUnreachableError | HubRateLimitError)
         hub = self.hub if publishing and not self.stop.is_set() else None
-        rows = current + stale_rows(self.store, seen, self.protocol)
+        if self.store.results.get("export") == "done":
+            return
 
         def export_rows() -> None:
-            made = export(self.store, hub, rows, data=self.settings.data, dataset=self.settings.dataset)
+            rows = [*told_rows(self.store, seen, self.protocol)]
+            made = export(
+                self.store,
+                hub,
+                rows,
+                data=self.settings.data,
+                dataset=self.settings.dataset,
+                links=links_of(self.settings),
+            )
             report.exported = made and not self.hub.dry_run
+            if self.hub.dry_run or (self.settings.dataset and hub is None):
+                return
+            if not left_over(self.store, self.hub.endpoint, self.settings.dataset):
+                self.store.results.put("export", "done")
 
         self._guard(report, self.settings.dataset or "the export", export_rows)
 
-    def _publish_repo(self, report: CycleReport, repo: Repo, rows: list[DatasetRow]) -> None:
-        outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=self.clock.now())
-        report.outcomes.append(outcome)
+    def _due_cards(self) -> Iterator[str]:
+        """The repos whose cards are to be decided, each once; one that ends may let others go on."""
+        taken: set[str] = set()
+        while more := [one for one in self.store.publishing.due(now=self.clock.now()) if one not in taken]:
+            taken.update(more)
+            yield from more
+
+    def _publish_repo(self, report: CycleReport, seen: View, repo_id: str) -> None:
+        """Decide about one repo's card, and when to do so again."""
+        now = self.clock.now()
+        repo = self.store.repos.repo(repo_id)
+        rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id) if repo else []
+        told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
+        if repo is None or repo.source != "follow" or self.store.repos.follow_of(repo_id) is None:
+            outcome = Outcome(repo_id, Decision("nothing", "It is not followed."))
+        elif not told:
+            outcome = Outcome(repo_id, Decision("wait", "Nothing is measured there yet."))
+        elif not settled(self.store, seen, self.protocol, repo_id):
+            outcome = Outcome(repo_id, Decision("wait", "Its measurements have not ended yet."))
+        else:
+            self._guard(report, f"the chat templates of {repo_id}", partial(self._learn_templates, seen, repo_id))
+            rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id)
+            outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now)
+            report.outcomes.append(outcome)
+        if self.hub.dry_run:
+            return
+        self.store.publishing.note(
+            repo_id,
+            key=figures_key(rows),
+            sha=repo.sha if repo else None,
+            action=outcome.decision.action,
+            reason=outcome.decision.reason,
+            num=outcome.decision.num,
+            now=now,
+            next_at=outcome.next_at,
+        )
+
+    def _learn_templates(self, seen: View, repo_id: str) -> None:
+        """Learn the base model's chat template, so that the card can say how the files' differ from it."""
+        with urgency(Urgency.LOOK):
+            audit_templates(self.store, self.hub, repo_id, seen.base(repo_id).id, now=self.clock.now())
 
     def rows(self) -> list[DatasetRow]:
         """Every row of the results dataset: current variants, and measured ones that were replaced."""
         seen = view(self.store, trusted=self.settings.trusted_owners)
-        return current_rows(self.store, seen, self.protocol) + stale_rows(self.store, seen, self.protocol)
+        return [*told_rows(self.store, seen, self.protocol)]
 
     def _guard(self, report: CycleReport, what: str, step: Callable[[], None]) -> QuantcardError | None:
         """Run a step; its error is noted and returned, and does not stop the others."""

@@ -1,57 +1,46 @@
-"""The service: timers, webhook endpoint, worker and leaderboard in one process, ending cleanly on SIGTERM."""
+"""The service: timers, webhooks, status page, worker and leaderboard in one process, ending cleanly on SIGTERM."""
 
 from __future__ import annotations
 
-import hmac
-import json
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from bot.bell import Bell
 from bot.clock import SystemClock
 from bot.cycle import Cycle, CycleReport
 from bot.hub.door import HubDoor
+from bot.intake.webhook import act
 from bot.leaderboard import queue_of, results_of, taker
 from bot.progress import Bars, say
 from bot.settings import Settings
+from bot.status import WEBHOOKS, remember_cycle
+from bot.status_report import scrub
 from bot.store import Store
-from core.errors import QuantcardError, SettingsError
+from bot.store.overview import Overview
+from bot.store.switch import paused
+from bot.web import fragments, status
+from bot.web.hooks import Webhooks
+from core.errors import QuantcardError, SettingsError, StorageError
 
 logger = logging.getLogger(__name__)
 
-#: A webhook's body is a few kilobytes.
-_MAX_BODY = 256 << 10
-_PULL_EVENTS = ("discussion", "discussion.comment")
 #: Seconds for open connections (pages that listen for events never close theirs), and for the worker, to end.
 _GRACE_S = 3
 _WORKER_GRACE_S = 20.0
-
-
-def wakes(payload: dict[str, Any]) -> bool:
-    """Whether a webhook's payload is a reason to poll: a push to main of a model repo, or news of a pull. Pure.
-
-    A push to ``refs/pr/N`` is not: our own pulls cause those, and the bot would wake itself.
-    """
-    event, repo = payload.get("event"), payload.get("repo")
-    scope = event.get("scope") if isinstance(event, dict) else None
-    if not isinstance(repo, dict) or repo.get("type") != "model" or not isinstance(scope, str):
-        return False
-    if scope == "repo.content":
-        refs = payload.get("updatedRefs")
-        return isinstance(refs, list) and any(
-            isinstance(ref, dict) and ref.get("ref") == "refs/heads/main" for ref in refs
-        )
-    return scope in ("repo", *_PULL_EVENTS)
+#: Seconds between the beginnings of cycles that webhooks and requests ask for.
+_SPACING_S = 5.0
 
 
 class _Server(uvicorn.Server):
@@ -108,11 +97,13 @@ class Service:
     """Everything ``quantcard serve`` runs."""
 
     def __init__(self, settings: Settings, hub: HubDoor) -> None:
-        self.settings, self.hub = settings, hub
+        self.settings, self.hub, self.clock = settings, hub, SystemClock()
         self.stop = threading.Event()
-        self.wake = threading.Event()
+        self.bell = Bell(spacing=_SPACING_S)
         self.last: dict[str, Any] = {"cycles": 0}
         self.results = results_of(settings)
+        self.webhooks = Webhooks(settings, wake=self._due)
+        self._scheduler = BackgroundScheduler(timezone="UTC")
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a running job is put back.
@@ -124,9 +115,8 @@ class Service:
         with Store(self.settings.db):
             pass
         with _listen(self.settings.host, self.settings.port) as sock:
-            scheduler = BackgroundScheduler(timezone="UTC")
-            scheduler.add_job(
-                self.wake.set, "interval", seconds=self.settings.poll_interval_s, coalesce=True, misfire_grace_time=None
+            self._scheduler.add_job(
+                self._poll, "interval", seconds=self.settings.poll_interval_s, coalesce=True, misfire_grace_time=None
             )
             # A daemon: a Hub that hangs at the wrong moment must not keep the process from ending.
             worker = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -134,16 +124,17 @@ class Service:
                 uvicorn.Config(self.app(), log_level="warning", timeout_graceful_shutdown=_GRACE_S), self._end
             )
             self.results.refresh()
-            self.wake.set()
-            scheduler.start()
+            self._poll()
+            self._scheduler.start()
             worker.start()
             where = f"http://{self.settings.host}:{sock.getsockname()[1]}"
-            say(f"Serving at {where}  (leaderboard, /healthz, /webhooks/hub)")
+            say(f"Serving at {where}  (leaderboard, /status, /healthz, /webhooks/hub)")
             try:
                 server.run(sockets=[sock])
             finally:
                 self._end()
-                scheduler.shutdown(wait=False)
+                self.webhooks.close()
+                self._scheduler.shutdown(wait=False)
                 worker.join(timeout=_WORKER_GRACE_S)
                 say("Stopped.")
         if server.interrupted:
@@ -152,49 +143,43 @@ class Service:
     def _end(self) -> None:
         """Have the worker put its job back and end."""
         self.stop.set()
-        self.wake.set()
+        self.bell.end()
+
+    def _poll(self) -> None:
+        """It is time for a whole cycle."""
+        self.bell.ring(poll=True)
+
+    def _due(self) -> None:
+        """Something waits to be looked into; polling stays the truth, this only makes it sooner."""
+        self.bell.ring(poll=False)
 
     def app(self) -> FastAPI:
-        """The HTTP side: health, webhook, leaderboard."""
+        """The HTTP side: health, webhooks, status, pull mode, leaderboard."""
         app = FastAPI(title="quantcard", docs_url=None, redoc_url=None, openapi_url=None)
-
-        @app.get("/healthz")
-        def health() -> JSONResponse:
-            try:
-                with Store(self.settings.db) as store:
-                    return JSONResponse({"ok": True, "jobs": store.jobs.counts(), **self.last})
-            except QuantcardError as error:
-                return JSONResponse({"ok": False, "error": str(error)}, status_code=503)
-
-        @app.post("/webhooks/hub")
-        async def webhook(request: Request) -> JSONResponse:
-            return await self._webhook(request)
-
+        app.add_api_route("/healthz", self._health, methods=["GET"])
+        app.include_router(self.webhooks.router())
+        app.include_router(status.router(self.settings, live=self._live))
+        app.include_router(fragments.router(self.settings))
         self._mount_leaderboard(app)
         return app
 
-    async def _webhook(self, request: Request) -> JSONResponse:
-        secret = self.settings.webhook_secret
-        given = request.headers.get("X-Webhook-Secret", "")
-        # Closed when no secret is set: an open one would let anybody make us poll.
-        if not secret:
-            return JSONResponse({"error": "No webhook secret is set."}, status_code=403)
-        if not hmac.compare_digest(given.encode(), secret.encode()):
-            return JSONResponse({"error": "Wrong secret."}, status_code=403 if given else 401)
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _MAX_BODY:
-                return JSONResponse({"error": "Too large."}, status_code=413)
+    def _health(self) -> JSONResponse:
         try:
-            payload = json.loads(body)
-        except ValueError:
-            return JSONResponse({"error": "Not JSON."}, status_code=400)
-        taken = isinstance(payload, dict) and wakes(payload)
-        if taken:
-            # However many webhooks come, they make one poll.
-            self.wake.set()
-        return JSONResponse({"taken": taken})
+            with Store(self.settings.db) as store:
+                polled = Overview(store.db).last_poll()
+                found = {
+                    "ok": True,
+                    "jobs": store.jobs.counts(),
+                    "last_poll_age_s": None if polled is None else round(max(0.0, self.clock.now() - polled), 1),
+                    "paused": paused(store) is not None,
+                }
+        except QuantcardError as error:
+            return JSONResponse({"ok": False, "error": scrub(str(error))}, status_code=503)
+        return JSONResponse({**found, "webhooks": self.webhooks.counts.model_dump(), **self.last})
+
+    def _live(self) -> dict[str, Any]:
+        """What this process knows besides the database."""
+        return {"budget": self.hub.budget.told(), "webhooks": self.webhooks.counts}
 
     def _mount_leaderboard(self, app: FastAPI) -> None:
         import gradio
@@ -205,7 +190,7 @@ class Service:
         blocks = build(
             self.results,
             # Whoever asks should see it in the queue at once, not after the next timer.
-            submit=taker(self.settings, then=self.wake.set),
+            submit=taker(self.settings, then=self._due),
             queue=queue_of(self.settings),
         )
         gradio.mount_gradio_app(
@@ -213,46 +198,79 @@ class Service:
         )
 
     def _work(self) -> None:
-        """Run a cycle at every wake-up; an error ends the cycle, never the service."""
-        while not self.stop.is_set():
-            self.wake.wait()
-            self.wake.clear()
-            if self.stop.is_set():
-                return
+        """Run a cycle whenever the bell rings; an error ends the cycle, never the service."""
+        while (poll := self.bell.wait()) is not None:
             try:
-                self._cycle()
+                self._cycle(poll=poll)
             except QuantcardError as error:
                 say(f"Error: {error}")
-                self.last["error"] = str(error)
+                self.last["error"] = scrub(str(error))
             except Exception:
                 logger.exception("A cycle failed; the next one tries again.")
                 self.last["error"] = "internal error, see the log"
 
-    def _cycle(self) -> None:
+    def _cycle(self, *, poll: bool) -> None:
+        started = self.clock.now()
         with Store(self.settings.db) as store, Bars() as bars:
             cycle = Cycle(
                 store,
                 self.hub,
                 self.settings,
-                SystemClock(),
+                self.clock,
                 tell_job=bars.job,
                 tell=say,
                 stop=self.stop,
-                pause=self.wake.is_set,
+                pause=self.bell.rung,
             )
-            report = cycle.run()
+            self.webhooks.recent()
+            try:
+                report = cycle.run(poll=poll)
+            except Exception as failure:
+                # A token that is not known, say: the status has to tell it too.
+                said = failure
+                if not isinstance(said, QuantcardError):
+                    said = QuantcardError(f"An internal error ({type(failure).__name__}); see the log.")
+                self._remember(store, CycleReport(errors=[("the cycle", said)]), started=started)
+                raise
+            finally:
+                self._again(store)
+            self._remember(store, report, started=started)
         self.last = {
             "cycles": self.last["cycles"] + 1,
             "repos_changed": len(report.poll.changed),
             "jobs_done": report.jobs_done,
-            "errors": [f"{what}: {error}" for what, error in _errors(report)],
+            "errors": len(_errors(report)),
         }
+        if report.poll.resume_in is not None and not self.stop.is_set():
+            self._resume(report.poll.resume_in)
         self.results.refresh()
         for what, error in _errors(report):
             say(f"{what}: {error}")
         for outcome in report.outcomes:
             if outcome.decision.action in ("open", "update") and outcome.url:
                 say(f"Pull {outcome.decision.action}: {outcome.url}")
+
+    def _again(self, store: Store) -> None:
+        """Act again on what came during a cycle: the repo may have been at hand just then, and done with before."""
+        try:
+            for wake in self.webhooks.recent():
+                act(store, wake, now=self.clock.now())
+        except StorageError as error:
+            logger.warning("Webhooks are left to polling: %s", error)
+
+    def _remember(self, store: Store, report: CycleReport, *, started: float) -> None:
+        try:
+            remember_cycle(store, report, self.hub, started=started, now=self.clock.now())
+            store.results.put(WEBHOOKS, self.webhooks.counts.model_dump_json())
+        except StorageError as error:
+            logger.warning("What the cycle did could not be noted: %s", error)
+
+    def _resume(self, seconds: float) -> None:
+        """Go on as soon as the Hub's budget is whole again, not only at the next poll."""
+        when = datetime.now(UTC) + timedelta(seconds=seconds + 1)
+        self._scheduler.add_job(
+            self._poll, "date", run_date=when, id="resume", replace_existing=True, misfire_grace_time=None
+        )
 
 
 def _errors(report: CycleReport) -> list[tuple[str, QuantcardError]]:

@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from bot.protocols import Known, known_protocols, varied
+from bot.publish.hours import parse_hours
 from core.canonical import sha256_file
 from core.contract import BaselineFormat, Machine
 from core.errors import CorpusError, SettingsError
@@ -90,18 +91,35 @@ class Settings(BaseSettings):
     job_timeout_s: float = Field(default=6 * 3600, gt=0, description="seconds after which a measurement is stopped")
     lease_s: float = Field(default=120, gt=1, description="seconds after which a silent worker's job is taken over")
     poll_interval_s: float = Field(default=900, gt=0, description="seconds between polls ('serve')")
+    sweep_interval_s: float = Field(
+        default=86400, gt=0, description="seconds between reads of an owner's whole list, to see what is gone from it"
+    )
     trusted_owners: list[str] = Field(
         default=[],
         description="owners whose F16/BF16 files may be the reference of other uploaders' variants",
+    )
+    proofs_per_cycle: int = Field(
+        default=2,
+        ge=0,
+        description="strangers' references proven against a base model's weights in a cycle, 64 requests each",
     )
     publish: bool = Field(default=True, description="the kill switch: false stops all writing to the Hub")
     dry_run: bool = Field(default=False, description="read and measure, but only say what would be written")
     pulls_open_per_owner: int = Field(default=5, ge=0, description="open pulls one owner may have from us")
     pulls_per_hour: int = Field(default=20, ge=0, description="new pulls an hour")
+    pulls_check_s: float = Field(
+        default=3600, ge=0, description="seconds between looks at an open pull's comments; a webhook makes it sooner"
+    )
+    quiet_hours: str = Field(
+        default="", description="hours of the day, UTC, in which nothing is written to the Hub, as in '22-7'"
+    )
     leaderboard_url: str = Field(default="", description="the leaderboard's address, linked from cards")
     project_url: str = Field(default="", description="this project's address, linked from cards and pulls")
     host: str = Field(default="127.0.0.1", description="address that 'serve' and 'leaderboard' listen on")
     port: int = Field(default=7860, ge=0, le=65535, description="port that 'serve' and 'leaderboard' listen on")
+    public_url: str = Field(
+        default="", description="the service's address as the Hub and browsers reach it, for the webhook"
+    )
     webhook_secret: str = Field(default="", repr=False, description="the Hub's X-Webhook-Secret; empty: no webhook")
     requests_per_hour: int = Field(default=20, ge=0, description="benchmark requests taken from the page an hour")
 
@@ -123,6 +141,12 @@ class Settings(BaseSettings):
     def _some_chunks(cls, value: int | None) -> int | None:
         if value == 0:
             raise ValueError("give at least 1, or -1 for all that the corpus holds")
+        return value
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _hours(cls, value: str) -> str:
+        parse_hours(value)
         return value
 
     @property

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from core.audit import Inspection, TypeShare
+from core.chat_template import printable
 from core.contract import ChunkIntervals, Interval, QualityResult, SpeedTest
 from core.dataset import DatasetRow
 from core.format import percent, significant, size, speed, with_interval
@@ -50,7 +51,9 @@ def rows_table(rows: Sequence[DatasetRow], *, title: str | None = None) -> Table
 def _note(row: DatasetRow) -> str:
     notes = [f"quality imported ({row.quality_imported})"] if row.quality_imported else []
     notes += [f"speed imported ({row.speed_imported})"] if row.speed_imported else []
-    if row.state in ("failed", "stale", "waiting"):
+    if row.reference_kind == "q8_0" and row.kld_mean is not None and not row.is_reference:
+        notes.append("against a Q8_0: flatters")
+    if row.state in ("failed", "stale", "waiting", "no-reference"):
         return "; ".join([f"{row.state}: {row.reason}" if row.reason else row.state, *notes])
     if row.is_reference:
         return "; ".join(["reference", *notes])
@@ -143,24 +146,30 @@ def speed_table(tests: Sequence[SpeedTest]) -> Table:
     return table
 
 
-def inspection_table(name: str, found: Inspection) -> Table:
-    """A header's audit."""
+def inspection_table(name: str, found: Inspection, *, template: str | None = None) -> Table:
+    """A header's audit; ``template`` says what its chat template is beside the base model's."""
     table = Table(title=escape(name), title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column()
     imatrix = found.imatrix
+    sha256 = found.chat_template_sha256
+    tokenizer = " ".join(part for part in (found.tokenizer_model, found.tokenizer_pre) if part)
     lines = [
         ("Architecture", found.architecture or "–"),
         ("Parameters", f"{found.n_params:,}"),
         ("Size", f"{size(found.size_bytes)}, {found.bpw:.2f} bpw"),
+        *((("Shards", f"{found.shards_found} of {found.shards}"),) if found.shards > 1 else ()),
         ("File type", found.file_type or "–"),
         *((f"  {group}", _types(shares)) for group, shares in found.groups.items()),
+        ("Vocabulary", f"{found.n_vocab:,} tokens, {tokenizer or '–'}" if found.n_vocab is not None else "–"),
         ("imatrix", f"{imatrix.file}, {imatrix.chunks} chunks of {imatrix.dataset}" if imatrix else "none"),
         ("Base model", ", ".join(b.repo_id or b.name or "?" for b in found.base_models) or "–"),
-        *(("Flag", flag.detail) for flag in found.flags),
+        *((("Converted from", found.source.repo_id or found.source.name or "?"),) if found.source else ()),
+        ("Chat template", f"{sha256[:12]}{f', {template}' if template else ''}" if sha256 else "none"),
+        *(("Flag", f"{flag.detail} ({flag.code})") for flag in found.flags),
     ]
     for key, value in lines:
-        table.add_row(key, escape(str(value)))
+        table.add_row(key, escape(printable(str(value))))
     return table
 
 

@@ -14,7 +14,11 @@ SCHEMA_VERSION = 1
 #: Where the parquet file stands in the dataset repo.
 MEASUREMENTS_PATH = "data/measurements.parquet"
 
-RowState = Literal["measured", "stale", "failed", "waiting"]
+#: ``no-reference``: its quality can't be measured for want of one; its speed may be.
+RowState = Literal["measured", "stale", "failed", "waiting", "no-reference"]
+#: By what right a file is a variant's reference: unquantized and of its own repo, by the base model's owner, by an
+#: owner that the operator trusts, proven to have the base model's weights; or only a Q8_0; or there is none.
+ReferenceKind = Literal["own", "base-owner", "trusted", "proven", "q8_0", "none"]
 
 
 class DatasetRow(BaseModel):
@@ -22,6 +26,7 @@ class DatasetRow(BaseModel):
 
     Figures are null where they were not measured; ``state`` and ``reason`` say why. ``stale``: the file was
     replaced since under the same name. ``failed``: measuring it ended in ``reason`` (INVALID logits, a crash).
+    ``no-reference``: there is nothing to measure its quality against.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,6 +58,12 @@ class DatasetRow(BaseModel):
     reference_repo: str | None = None
     reference_variant: str | None = None
     reference_key: str | None = None
+    reference_kind: ReferenceKind | None = Field(
+        default=None,
+        description="by what right that is the reference: own (unquantized, same repo), base-owner, trusted, proven "
+        "(its sampled weights are the base model's), q8_0 (itself quantized: figures flatter), none",
+    )
+    reference_reason: str | None = Field(default=None, description="the same as a sentence, or why there is none")
     noise_floor: float | None = Field(default=None, description="mean KLD of the reference against its own baseline")
     n_ctx: int | None = None
     n_chunks: int | None = None
@@ -90,6 +101,9 @@ class DatasetRow(BaseModel):
     speed_imported: str | None = Field(default=None, description="the same for the speeds")
     command: str | None = Field(default=None, description="the command that repeats the quality measurement")
     measured_at: datetime | None = None
+    disputed: str | None = Field(
+        default=None, description="what the repo's owner says against these figures; null: nothing"
+    )
 
     @property
     def measured_here(self) -> bool:

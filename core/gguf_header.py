@@ -1,12 +1,11 @@
 """Reads GGUF headers from bytes of any origin: never trusts a length, skips arrays, says when it needs more.
 
-Format: the GGUF specification in ggml's ``docs/gguf.md`` (versions 2 and 3, little-endian). Only the header is
-read (key-values and tensor infos), so a first range of a remote file is enough: see :func:`read_header`.
+Only the header is read (key-values and tensor infos), so the first bytes of a remote file are enough: see
+:func:`read_ranges`. How the bytes are walked over: :mod:`core.gguf_walk`.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,43 +15,23 @@ from typing import Any, Final
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from core.errors import GGUFError
+from core.gguf_walk import MAX_HEADER, NeedMoreBytes, SkippedArray, SkippedString, Walker
 
-MAGIC: Final = b"GGUF"
-#: A first range of this size holds most headers whole; it is doubled until it does.
-FIRST_RANGE: Final = 2 << 20
-#: No honest header is larger: 64 MiB (a vocabulary of 262 k tokens with its merges takes some 15).
-MAX_HEADER: Final = 64 << 20
-MAX_KV: Final = 65_536
-MAX_TENSORS: Final = 200_000
-MAX_ARRAY: Final = 50_000_000
-#: ggml's own limit.
-MAX_DIMS: Final = 4
+__all__ = [
+    "GGUFHeader", "NeedMoreBytes", "Reading", "SkippedArray", "SkippedString", "Tensor", "check_whole", "parse_header",
+    "read_file", "read_file_header", "read_header", "read_ranges",
+]  # fmt: skip
+
+_MIB: Final = 1 << 20
+#: Where the first three ranges of a file end (bytes), from the least to the most; in between a guess decides. The
+#: first holds most headers whole, the second one of 150 k tokens with merges, and three stay below 16 MB.
+FIRST_RANGES: Final = ((2 * _MIB, 2 * _MIB), (4 * _MIB, 10 * _MIB), (25 * _MIB // 2, 15 * _MIB))
+#: Later ones go as much further as the guess says, within these bounds.
+LATER_RANGE: Final = (8 * _MIB, 16 * _MIB)
 #: Elements of all tensors of a file, so that no lying header makes a number that 64 bits can't hold.
 MAX_ELEMENTS: Final = 1 << 46
-#: Arrays up to this many elements are kept (tags, languages, datasets); longer ones are skipped.
-KEEP_ARRAY: Final = 64
-
-_SCALARS: Final[dict[int, str]] = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
-}  # fmt: skip
-_STRING: Final = 8
-_ARRAY: Final = 9
-
-
-class NeedMoreBytes(Exception):
-    """The header goes on beyond the bytes given; ``at_least`` is how many are certainly needed."""
-
-    def __init__(self, at_least: int) -> None:
-        super().__init__(at_least)
-        self.at_least = at_least
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedArray:
-    """An array that was walked over, not kept: its element type id and length."""
-
-    element_type: int
-    length: int
+#: Kinds of tensors that our gguf does not know; other programs add a few dozen.
+MAX_UNKNOWN_TYPES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,84 +75,13 @@ class GGUFHeader:
         return value if isinstance(value, str) else None
 
 
-class _Cursor:
-    """Walks over the bytes at hand; every step is checked against their end."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A header with what it took to read it: how many ranges, and how many bytes in all."""
 
-    def __init__(self, data: bytes | memoryview, *, whole: bool, name: str) -> None:
-        self.data, self.whole, self.name, self.at = data, whole, name, 0
-
-    def take(self, n: int) -> int:
-        start = self.at
-        if n > MAX_HEADER or start + n > MAX_HEADER:
-            raise GGUFError(f"{self.name}: its header claims more than {MAX_HEADER >> 20} MiB; that is not a GGUF.")
-        if start + n > len(self.data):
-            if self.whole:
-                raise GGUFError(
-                    f"{self.name} is truncated: it ends inside its header at byte {len(self.data)}. Fetch it again."
-                )
-            raise NeedMoreBytes(start + n)
-        self.at = start + n
-        return start
-
-    def scalar(self, fmt: str) -> Any:
-        start = self.take(struct.calcsize(fmt))
-        return struct.unpack_from(fmt, self.data, start)[0]
-
-    def raw_string(self) -> bytes:
-        length = self.scalar("<Q")
-        start = self.take(length)
-        return bytes(self.data[start : start + length])
-
-    def string(self) -> str:
-        return self.raw_string().decode("utf-8", errors="replace")
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array(depth=0)
-        if kind not in _SCALARS:
-            raise GGUFError(f"{self.name}: unknown metadata type {kind}; the file is damaged or not GGUF.")
-        return self.scalar(_SCALARS[kind])
-
-    def array(self, *, depth: int) -> Any:
-        kind, length = self.scalar("<I"), self.scalar("<Q")
-        if length > MAX_ARRAY or depth > 3:
-            raise GGUFError(f"{self.name}: an array of {length} elements, {depth} deep, is not a real header.")
-        # Arrays in arrays are never kept: nobody needs them, and lists of lists would multiply a hostile header.
-        keep = length <= KEEP_ARRAY and depth == 0
-        if kind in _SCALARS:
-            size = struct.calcsize(_SCALARS[kind])
-            start = self.take(size * length)
-            if not keep:
-                return SkippedArray(kind, length)
-            return [struct.unpack_from(_SCALARS[kind], self.data, start + i * size)[0] for i in range(length)]
-        if kind == _STRING:
-            if keep:
-                return [self.string() for _ in range(length)]
-            self._skip_strings(length)
-            return SkippedArray(kind, length)
-        if kind == _ARRAY:
-            for _ in range(length):
-                self.array(depth=depth + 1)
-            return SkippedArray(kind, length)
-        raise GGUFError(f"{self.name}: unknown array type {kind}; the file is damaged or not GGUF.")
-
-    def _skip_strings(self, count: int) -> None:
-        # Each takes eight bytes at the least: known before the first is read.
-        self.take(8 * count)
-        self.at -= 8 * count
-        # Vocabularies: hundreds of thousands of strings, so this loop stays tight.
-        unpack, data, at, end = struct.Struct("<Q").unpack_from, self.data, self.at, len(self.data)
-        for _ in range(count):
-            if at + 8 > end:
-                self.at = at
-                self.take(8)
-            at += 8 + unpack(data, at)[0]
-            if at > end:
-                self.at = end
-                self.take(at - end)
-        self.at = at
+    header: GGUFHeader
+    ranges: int
+    bytes_read: int
 
 
 def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file") -> GGUFHeader:
@@ -188,44 +96,28 @@ def parse_header(data: bytes | memoryview, *, whole: bool, name: str = "the file
         NeedMoreBytes: the header goes on beyond ``data`` (never when ``whole``).
         GGUFError: not GGUF, truncated, or its numbers can't be true.
     """
-    cursor = _Cursor(data, whole=whole, name=name)
-    magic = bytes(data[:4])
-    if magic != MAGIC[: len(magic)] or (whole and not magic):
-        raise GGUFError(f"{name} is not a GGUF file (it does not begin with 'GGUF'). Give a .gguf file.")
-    cursor.take(4)
-    version = cursor.scalar("<I")
-    if version not in (2, 3):
-        what = "big-endian" if version in (0x02000000, 0x03000000) else f"version {version}"
-        raise GGUFError(f"{name} is a {what} GGUF; versions 2 and 3, little-endian, can be read. Convert it again.")
-    n_tensors, n_kv = cursor.scalar("<Q"), cursor.scalar("<Q")
-    if n_tensors > MAX_TENSORS or n_kv > MAX_KV:
-        raise GGUFError(f"{name}: {n_tensors} tensors and {n_kv} keys can't be true; the file is damaged.")
-    kv: dict[str, Any] = {}
-    for _ in range(n_kv):
-        key = cursor.string()
-        if key in kv:
-            raise GGUFError(f"{name}: the key {key!r} stands in its header twice; llama.cpp refuses such a file.")
-        kv[key] = cursor.value(cursor.scalar("<I"))
-    infos = []
-    names: set[str] = set()
-    for _ in range(n_tensors):
-        tensor_name = cursor.string()
-        n_dims = cursor.scalar("<I")
-        if n_dims > MAX_DIMS:
-            raise GGUFError(f"{name}: tensor {tensor_name!r} has {n_dims} dimensions; the file is damaged.")
-        if tensor_name in names:
-            raise GGUFError(
-                f"{name}: tensor {tensor_name!r} stands in its header twice; llama.cpp refuses such a file."
-            )
-        names.add(tensor_name)
-        shape = tuple(cursor.scalar("<Q") for _ in range(n_dims))
-        infos.append((tensor_name, shape, cursor.scalar("<I"), cursor.scalar("<Q")))
-    alignment = kv.get("general.alignment", 32)
+    walker = Walker(name)
+    if not walker.feed(bytes(data)):
+        if whole:
+            raise _truncated(name, len(data))
+        raise NeedMoreBytes(walker.needed)
+    return _header(walker)
+
+
+def _truncated(name: str, size: int) -> GGUFError:
+    if not size:
+        return GGUFError(f"{name} is empty; that is no GGUF file. Fetch it again.")
+    return GGUFError(f"{name} is truncated: it ends inside its header at byte {size}. Fetch it again.")
+
+
+def _header(walker: Walker) -> GGUFHeader:
+    """What a walker found, once it is whole."""
+    alignment = walker.kv.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise GGUFError(f"{name}: an alignment of {alignment!r} can't be true; the file is damaged.")
-    data_start = -(-cursor.at // alignment) * alignment
-    tensors, unknown = _sized(infos, name)
-    return GGUFHeader(version, kv, tensors, data_start, unknown)
+        raise GGUFError(f"{walker.name}: an alignment of {str(alignment)[:40]} can't be true; the file is damaged.")
+    data_start = -(-walker.position // alignment) * alignment
+    tensors, unknown = _sized(walker.infos, walker.name)
+    return GGUFHeader(walker.version, walker.kv, tensors, data_start, unknown)
 
 
 def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -240,49 +132,68 @@ def _sized(infos: list[tuple[str, tuple[int, ...], int, int]], name: str) -> tup
         total += elements
         if total > MAX_ELEMENTS or offset > 1 << 50:
             raise GGUFError(
-                f"{name}: tensor {tensor_name!r} can't be {elements} elements at {offset}; the file is damaged."
+                f"{name}: tensor {tensor_name[:80]!r} can't be {elements} elements at {offset}; the file is damaged."
             )
         try:
             kind = GGMLQuantizationType(type_id)
             block, block_bytes = GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError):
             unknown.add(type_id)
+            if len(unknown) > MAX_UNKNOWN_TYPES:
+                raise GGUFError(
+                    f"{name}: {len(unknown)} unknown tensor types can't be true; the file is damaged."
+                ) from None
             end = following[offset]
             type_name, n_bytes = f"TYPE_{type_id}", end - offset if end is not None else 0
         else:
             if (shape[0] if shape else 1) % block:
                 raise GGUFError(
-                    f"{name}: rows of tensor {tensor_name!r} are no multiple of {block}, as {kind.name} needs."
+                    f"{name}: rows of tensor {tensor_name[:80]!r} are no multiple of {block}, as {kind.name} needs."
                 )
             type_name, n_bytes = kind.name, elements // block * block_bytes
         tensors.append(Tensor(tensor_name, shape, type_name, offset, n_bytes))
     return tuple(tensors), tuple(sorted(unknown))
 
 
-def read_header(read: Callable[[int, int], bytes], *, size: int, name: str) -> GGUFHeader:
+def read_ranges(read: Callable[[int, int], bytes], *, size: int, name: str) -> Reading:
     """The header of a file of ``size`` bytes read through ``read(offset, length)``, in as few ranges as it takes.
+
+    Each range follows the one before, and none is kept once it was walked over. A header of up to 12.5 MiB takes at
+    most three ranges of 15 MiB in all, whatever it claims.
 
     Raises:
         GGUFError: not GGUF, damaged, or too short for the tensors it promises.
     """
-    have = b""
-    want = min(FIRST_RANGE, size)
+    walker = Walker(name)
+    have = ranges = 0
     while True:
-        piece = read(len(have), want - len(have)) if want > len(have) else b""
-        have += piece
-        if len(have) < want:
-            raise GGUFError(f"{name} ends at byte {len(have)}, but {size} were promised. Fetch it again.")
-        try:
-            header = parse_header(have, whole=want >= size, name=name)
-        except NeedMoreBytes as more:
-            if more.at_least > size:
-                raise GGUFError(
-                    f"{name} is truncated: it ends at byte {size}, inside its header. Fetch it again."
-                ) from None
-            want = min(size, max(more.at_least, 2 * want))
-            continue
-        check_whole(header, size=size, name=name)
-        return header
+        want = _next_end(walker, have, ranges, size)
+        piece = read(have, want - have) if want > have else b""
+        have, ranges = have + len(piece), ranges + 1
+        if have < want:
+            raise GGUFError(f"{name} ends at byte {have}, but {size} were promised. Fetch it again.")
+        if walker.feed(piece):
+            break
+        del piece
+        if have >= size or walker.needed > size:
+            raise _truncated(name, size)
+    header = _header(walker)
+    check_whole(header, size=size, name=name)
+    return Reading(header, ranges, have)
+
+
+def _next_end(walker: Walker, have: int, ranges: int, size: int) -> int:
+    """Where the next range ends: a guess from what was walked over, within bounds that no lie moves."""
+    if ranges < len(FIRST_RANGES):
+        least, most = FIRST_RANGES[ranges]
+    else:
+        least, most = (have + step for step in LATER_RANGE)
+    return min(size, MAX_HEADER, max(least, min(most, walker.likely_end)))
+
+
+def read_header(read: Callable[[int, int], bytes], *, size: int, name: str) -> GGUFHeader:
+    """As :func:`read_ranges`, the header alone."""
+    return read_ranges(read, size=size, name=name).header
 
 
 def check_whole(header: GGUFHeader, *, size: int, name: str) -> None:
@@ -299,6 +210,11 @@ def read_file_header(path: Path) -> GGUFHeader:
     Raises:
         GGUFError: the file is missing, can't be read, is truncated or not GGUF.
     """
+    return read_file(path).header
+
+
+def read_file(path: Path) -> Reading:
+    """As :func:`read_file_header`, with what it took."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -307,7 +223,7 @@ def read_file_header(path: Path) -> GGUFHeader:
                 file.seek(offset)
                 return file.read(length)
 
-            return read_header(read, size=size, name=path.name)
+            return read_ranges(read, size=size, name=path.name)
     except FileNotFoundError:
         raise GGUFError(f"{path} does not exist. Check the path.") from None
     except OSError as error:

@@ -57,6 +57,8 @@ def measurement(entry: Entry, *, hub_url: str, now: datetime) -> str:
         state = tables.message("Stale: the file was replaced since. These are the old file's figures.", "no")
     elif row.state == "waiting":
         state = tables.message(row.reason or "Not measured yet.")
+    elif row.state == "no-reference":
+        state = tables.message(f"No reference. {row.reason or ''}")
     return (
         f'<div class="qc-detail"><h2>{esc(row.label)} <small>{esc(row.variant)}</small></h2>'
         f'<p>{repo_link(row.repo_id, hub_url)} {tables.notes(entry)}</p>{state}<div class="qc-cards">{boxes}</div>'
@@ -95,6 +97,7 @@ def _identity(entry: Entry, hub_url: str, now: datetime) -> str:
     pairs = [
         ("Base model", repo_link(row.base_model, hub_url) if row.base_model else "unknown"),
         ("Reference", reference),
+        *([("By what right", esc(row.reference_reason, limit=400))] if row.reference_reason else []),
         ("Noise floor", f"{significant(row.noise_floor)} mean KLD"),
         ("Architecture", esc(row.architecture or NONE)),
         ("File type", esc(row.file_type or NONE)),

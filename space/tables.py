@@ -75,6 +75,8 @@ def notes(entry: Entry) -> str:
         found.append(_badge("tie", "=", f"mean KLD can't be told from that of {clean(entry.tied_with)} (95 %)"))
     if row.is_reference:
         found.append(_badge("reference", "reference", "measured against its own baseline: the noise floor"))
+    if row.reference_kind == "q8_0" and row.kld_mean is not None and not row.is_reference:
+        found.append(_badge("apart", "vs Q8_0", "its reference is itself quantized: figures against it flatter"))
     if imported := imports(row):
         found.append(_badge("imported", "imported", imported))
     if entry.apart and not row.quality_imported:
@@ -87,6 +89,8 @@ def notes(entry: Entry) -> str:
         found.append(_badge(row.state, *_STATE_NOTES[row.state]))
     elif row.kld_mean is None and row.reference_repo is None:
         found.append(_badge("waiting", "no reference", row.reason or "no reference that can be trusted is known"))
+    if row.disputed:
+        found.append(_badge("flag", "disputed", f"its owner says: {clean(row.disputed)}"))
     found += [_badge("flag", code, detail) for code, detail in flags(row)[:3]]
     return " ".join(found)
 

@@ -23,6 +23,7 @@ from bot.queue.runners.local import JobStopped, run_job
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.repos import Variant
+from bot.switch import guard
 from core.contract import Machine, ProgressEvent, Result
 from core.errors import SettingsError
 from core.gguf_files import variant_name
@@ -44,10 +45,10 @@ def machine(threads: int, gpu_layers: int) -> Machine:
 
 
 def open_hub(settings: Settings) -> Hub:
-    """The Hub that the settings name, or its dry-run twin."""
+    """The Hub that the settings name, which asks the kill switch before every write, or its dry-run twin."""
     if settings.dry_run:
         return DryRunHub(endpoint=settings.hf_endpoint, token=settings.hf_token, tell=say)
-    return Hub(endpoint=settings.hf_endpoint, token=settings.hf_token)
+    return Hub(endpoint=settings.hf_endpoint, token=settings.hf_token, allowed=guard(settings.db))
 
 
 def print_json(value: Any) -> None:
@@ -116,8 +117,8 @@ def find_variant(store: Store, settings: Settings, target: str) -> tuple[Variant
     repo_id = f"{owner}/{name}"
     if not path or not is_repo_id(repo_id):
         raise SettingsError(f"{target!r} is not a file on the Hub. Write OWNER/REPO/FILE.gguf.")
-    seen = view(store, trusted=settings.trusted_owners)
-    here = [(variant, choice) for variant, choice in seen.choices if variant.repo_id.lower() == repo_id.lower()]
+    known = store.repos.named(repo_id)
+    here = view(store, trusted=settings.trusted_owners).of(known.id) if known else []
     for variant, choice in here:
         if variant.name == variant_name(path):
             return variant, choice

@@ -13,7 +13,7 @@ from bot.clock import SystemClock, iso
 from bot.commands.common import DbOption, find_variant
 from bot.intake.imports import check_quality, pick_speed
 from bot.progress import say
-from bot.publish.rows import found_invalid
+from bot.publish.states import found_invalid
 from bot.queue.plan import job_key, measurable
 from bot.settings import load_settings
 from bot.store import Store

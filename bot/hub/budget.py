@@ -107,11 +107,10 @@ class Budget:
         if window.remaining > kept:
             return
         wait = window.until - now
-        left = (
-            f"{window.remaining} of {window.limit} requests are left and kept for publishing" if kept else "it is spent"
-        )
+        left = f"{window.remaining} of {window.limit} are left and kept for what is more urgent"
         raise HubBudgetError(
-            f"The Hub's request budget stopped {doing}: {left if kept else 'it is spent'}. It is whole again in {wait:.0f} s.",
+            f"The Hub's request budget stopped {doing}: {left if kept else 'it is spent'}. "
+            f"It is whole again in {wait:.0f} s.",
             seconds=wait,
         )
 

@@ -53,7 +53,8 @@ class Comment:
 class HubPull:
     """One of our pulls on the Hub: ``body`` is its first comment, ``authors`` who committed to it.
 
-    ``head`` is its last commit; ``comments`` what was said on it after the first. A listing knows neither.
+    ``head`` is its last commit; ``comments`` what was said on it after the first; ``ended_by`` who closed it last;
+    ``conflicts``: it can't be merged as it is. A listing knows none of these.
     """
 
     num: int
@@ -65,6 +66,8 @@ class HubPull:
     authors: frozenset[str] = frozenset()
     head: str | None = None
     comments: tuple[Comment, ...] = ()
+    ended_by: str | None = None
+    conflicts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,8 @@ class HubDoor(Protocol):
         """An owner's GGUF model repos, last modified first."""
         ...
 
-    def collection(self, slug: str) -> list[str]:
-        """The model repos of a collection (``owner/title-id``)."""
+    def collection(self, slug: str) -> list[RepoSummary]:
+        """The model repos of a collection (``owner/title-id``); their commits are not told."""
         ...
 
     def repo(self, repo_id: str) -> RepoSummary:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_url
-from huggingface_hub.community import DiscussionComment, DiscussionCommit
+from huggingface_hub.community import DiscussionComment, DiscussionCommit, DiscussionStatusChange
 from huggingface_hub.hf_api import RepoFile as TreeFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx, parse_datetime
 
 from bot.hub.base import HubBase
 from bot.hub.budget import FILES
@@ -50,10 +50,19 @@ class HubReads(HubBase):
                 return
             yield _summary(info)
 
-    def collection(self, slug: str) -> list[str]:
-        """The model repos of a collection (``owner/title-id``), as the Hub lists them."""
-        found = self._ask(f"the collection {slug}", lambda: self._api.get_collection(slug))
-        return [item.item_id for item in found.items if item.item_type == "model" and isinstance(item.item_id, str)]
+    def collection(self, slug: str) -> list[RepoSummary]:
+        """The model repos of a collection (``owner/title-id``); their commits are not told (``sha`` is None)."""
+
+        def fetch() -> Any:
+            # The client's own get_collection drops when an item was last changed.
+            response = get_session().get(
+                f"{self.endpoint}/api/collections/{slug}",
+                headers=build_hf_headers(token=self._token, library_name="quantcard"),
+            )
+            hf_raise_for_status(response)
+            return [_item(item) for item in response.json()["items"] if item.get("type") == "model"]
+
+        return list(self._ask(f"the collection {slug}", fetch))
 
     def repo(self, repo_id: str) -> RepoSummary:
         """One model repo; its ``id`` is another one where it was renamed."""
@@ -122,7 +131,7 @@ class HubReads(HubBase):
                         break
                     if time.monotonic() - started > _RANGE_LIMIT_S:
                         raise httpx.ReadTimeout(f"{path} came too slowly")
-            return bytes(got[skip : skip + length])
+            return bytes(got) if not skip and len(got) <= length else bytes(memoryview(got)[skip : skip + length])
 
         return self._ask(f"{path} of {repo_id}", fetch, resource=FILES)
 
@@ -167,6 +176,7 @@ class HubReads(HubBase):
         details = self._ask(f"pull {num} of {repo_id}", lambda: self._api.get_discussion_details(repo_id, num))
         comments = [_comment(event) for event in details.events if isinstance(event, DiscussionComment)]
         commits = [event for event in details.events if isinstance(event, DiscussionCommit)]
+        statuses = [event for event in details.events if isinstance(event, DiscussionStatusChange)]
         return HubPull(
             num,
             details.title,
@@ -177,6 +187,8 @@ class HubReads(HubBase):
             authors=frozenset(commit.author for commit in commits),
             head=commits[-1].oid if commits else None,
             comments=tuple(comments[1:]),
+            ended_by=next((event.author for event in reversed(statuses) if event.new_status == details.status), None),
+            conflicts=bool(details.conflicting_files),
         )
 
     def _pull_url(self, repo_id: str, num: int) -> str:
@@ -190,6 +202,17 @@ def _comment(event: DiscussionComment) -> Comment:
         author=event.author,
         owner=bool(said_by.get("isOwner") or said_by.get("isOrgMember")),
         text="" if event.hidden else str(event.content)[:_COMMENT_LIMIT],
+    )
+
+
+def _item(item: dict[str, Any]) -> RepoSummary:
+    modified = item.get("lastModified")
+    return RepoSummary(
+        id=str(item["id"]),
+        sha=None,
+        last_modified=parse_datetime(modified).isoformat() if isinstance(modified, str) else None,
+        private=bool(item.get("private")),
+        gated=bool(item.get("gated")),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import dataclass
 
 from bot.hub.door import HubDoor
-from core.audit import Inspection, inspect
+from core.audit import Inspection, chat_template, inspect
 from core.errors import GGUFError
 from core.gguf_files import RepoFile, VariantFiles
-from core.gguf_header import GGUFHeader, read_header
+from core.gguf_header import Reading, read_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -36,36 +37,83 @@ class NotAModelError(Exception):
     """The header says that the file is a projector, an importance matrix or an adapter, whatever its name says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a variant's headers say, or ``note``: why they say nothing; and what it took to read them.
+
+    ``template`` is the chat template's text, where there is one that is not too long; ``bytes_read`` counts all
+    ``ranges``, also those of a file that turned out to be no GGUF.
+    """
+
+    inspection: Inspection | None
+    note: str | None
+    template: str | None = None
+    ranges: int = 0
+    bytes_read: int = 0
+
+
+def audit_variant(hub: HubDoor, repo_id: str, revision: str, variant: VariantFiles) -> Audit:
+    """Audit a variant by ranged reads of its headers.
+
+    Raises:
+        NotAModelError: its header says that it is no model.
+        HubError: the Hub does not give it.
+    """
+    if any(file.sha256 is None for file in variant.files):
+        return Audit(None, "It is not stored in LFS, so it has no sha256 to be known by.")
+    counter = _Counter(hub, repo_id, revision)
+    inspection = template = None
+    try:
+        headers = [counter.header(file).header for file in variant.files]
+        if headers[0].kv.get("general.type", "model") != "model":
+            raise NotAModelError
+        inspection = inspect(
+            headers, size_bytes=variant.size_bytes, name=variant.name, shards_expected=variant.n_shards
+        )
+        template = chat_template(headers)
+        note = None if variant.complete else f"{len(variant.files)} of {variant.n_shards} shards are there."
+    except GGUFError as error:
+        note = str(error)
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, MemoryError) as error:
+        logger.warning("The header of %s in %s can't be understood", variant.name, repo_id, exc_info=True)
+        note = f"{variant.name}: its header can't be understood ({type(error).__name__})."
+    if inspection is not None and inspection.n_params > _MAX_PARAMS:
+        note = f"{variant.name}: {inspection.n_params} parameters can't be true; the file is damaged."
+        inspection = template = None
+    return Audit(inspection, note, template, counter.ranges, counter.bytes_read)
+
+
 def inspect_variant(
     hub: HubDoor, repo_id: str, revision: str, variant: VariantFiles
 ) -> tuple[Inspection | None, str | None]:
-    """The audit of a variant from ranged reads of its headers, or None with the reason."""
-    if any(file.sha256 is None for file in variant.files):
-        return None, "It is not stored in LFS, so it has no sha256 to be known by."
-    try:
-        headers = [remote_header(hub, repo_id, file, revision=revision) for file in variant.files]
-        if headers[0].kv.get("general.type", "model") != "model":
-            raise NotAModelError
-        found = inspect(headers, size_bytes=variant.size_bytes, name=variant.name, shards_expected=variant.n_shards)
-    except GGUFError as error:
-        return None, str(error)
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, MemoryError) as error:
-        logger.warning("The header of %s in %s can't be understood", variant.name, repo_id, exc_info=True)
-        return None, f"{variant.name}: its header can't be understood ({type(error).__name__})."
-    if found.n_params > _MAX_PARAMS:
-        return None, f"{variant.name}: {found.n_params} parameters can't be true; the file is damaged."
-    note = None if variant.complete else f"{len(variant.files)} of {variant.n_shards} shards are there."
-    return found, note
+    """As :func:`audit_variant`, the inspection and the note alone."""
+    found = audit_variant(hub, repo_id, revision, variant)
+    return found.inspection, found.note
 
 
-def remote_header(hub: HubDoor, repo_id: str, file: RepoFile, *, revision: str) -> GGUFHeader:
-    """A GGUF header read over ranges, without downloading the file.
+def read_variant(hub: HubDoor, repo_id: str, revision: str, variant: VariantFiles) -> list[Reading]:
+    """The headers of a variant's files, read over ranges without downloading them, first shard first.
 
     Raises:
-        GGUFError: it is not GGUF, is damaged, or truncated.
+        GGUFError: one is not GGUF, is damaged, or truncated.
     """
+    counter = _Counter(hub, repo_id, revision)
+    return [counter.header(file) for file in variant.files]
 
-    def read(offset: int, length: int) -> bytes:
-        return hub.read_range(repo_id, file.path, revision=revision, offset=offset, length=length)
 
-    return read_header(read, size=file.size, name=file.path)
+class _Counter:
+    """Reads headers of one repo's files, and counts what that took, also where one is no GGUF."""
+
+    def __init__(self, hub: HubDoor, repo_id: str, revision: str) -> None:
+        self._hub, self._repo_id, self._revision = hub, repo_id, revision
+        self.ranges = self.bytes_read = 0
+
+    def header(self, file: RepoFile) -> Reading:
+        def read(offset: int, length: int) -> bytes:
+            piece = self._hub.read_range(
+                self._repo_id, file.path, revision=self._revision, offset=offset, length=length
+            )
+            self.ranges, self.bytes_read = self.ranges + 1, self.bytes_read + len(piece)
+            return piece
+
+        return read_ranges(read, size=file.size, name=file.path)

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from bot.store.repos import Repo, Variant
+from bot.intake.base_models import Base
+from bot.store.repos import Variant
+from core.audit import Inspection
+from core.dataset import ReferenceKind
 
 #: Unquantized types, the best first: BF16 is what most models are trained in.
 UNQUANTIZED = ("BF16", "F16", "F32")
+_ORDER = {kind: rank for rank, kind in enumerate(UNQUANTIZED)}
+#: Whose reference goes first, where it is not the repo's own.
+_TRUST: dict[ReferenceKind, int] = {"base-owner": 0, "trusted": 1, "proven": 2}
 #: Parameters may differ by this share (a head dropped or tied by the converter).
 _PARAMS_SLACK = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A reference for a variant, or None with the reason, in a sentence."""
+    """A reference for a variant, or None with the reason, in a sentence.
+
+    ``refused`` says why no quality can be measured though there is a reference.
+    """
 
     reference: Variant | None
     reason: str
+    kind: ReferenceKind = "none"
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A variant that may be the reference of other uploaders' files of the same base model, and by what right."""
+
+    variant: Variant
+    kind: ReferenceKind
 
 
 def unquantized_type(variant: Variant) -> str | None:
@@ -36,13 +55,39 @@ def unquantized_type(variant: Variant) -> str | None:
     return max((kind for kind in UNQUANTIZED if kind in params), key=lambda kind: params[kind])
 
 
+def is_q8_0(variant: Variant) -> bool:
+    """Whether most of a variant's weights are Q8_0 and the others unquantized."""
+    found = variant.inspection
+    if found is None or found.n_params == 0:
+        return False
+    params = {kind: share.params for kind, share in found.tensor_types.items()}
+    eight = params.get("Q8_0", 0)
+    return 2 * eight > found.n_params and eight + sum(params.get(kind, 0) for kind in UNQUANTIZED) >= found.n_params
+
+
 def same_model(a: Variant, b: Variant) -> bool:
     """Whether two variants can be files of the same model: architecture, vocabulary size, parameters."""
     x, y = a.inspection, b.inspection
-    if x is None or y is None:
-        return False
+    return x is not None and y is not None and _same_shape(x, y) and x.n_vocab == y.n_vocab
+
+
+def _same_shape(x: Inspection, y: Inspection) -> bool:
     close = abs(x.n_params - y.n_params) <= _PARAMS_SLACK * max(x.n_params, y.n_params)
-    return x.architecture is not None and x.architecture == y.architecture and x.n_vocab == y.n_vocab and close
+    return x.architecture is not None and x.architecture == y.architecture and close
+
+
+def other_vocabulary(variant: Variant, reference: Variant) -> str | None:
+    """A sentence when two files' tokens differ, so that their distributions can't be compared.
+
+    The tokens' texts decide, as where they are measured; what an older audit did not note is found out there.
+    """
+    x, y = variant.inspection, reference.inspection
+    if x is None or y is None or not x.vocab_sha256 or not y.vocab_sha256 or x.vocab_sha256 == y.vocab_sha256:
+        return None
+    return (
+        f"Its vocabulary differs from the reference's ({reference.name}), so their token distributions can't be "
+        "compared."
+    )
 
 
 def _stem(variant: Variant) -> str:
@@ -51,49 +96,78 @@ def _stem(variant: Variant) -> str:
     return name.removesuffix(variant.label.lower()).rstrip("-._")
 
 
-def _same_name(a: str | None, b: str | None) -> bool:
-    """Whether two repo ids are the same one; the Hub takes either case."""
-    return a is not None and b is not None and a.lower() == b.lower()
-
-
-def choose(
-    variant: Variant,
-    repo: Repo,
-    *,
-    variants: Sequence[Variant],
-    repos: dict[str, Repo],
-    trusted: Collection[str],
-) -> Choice:
-    """The reference of ``variant``: its own repo's first, then that of a trusted owner for the same base model.
+def choose(variant: Variant, *, own: Sequence[Variant], shared: Sequence[Shared], base: Base) -> Choice:
+    """The reference of ``variant``: unquantized of its own repo, then a shared one, then as a last resort a Q8_0.
 
     Args:
-        variants: all current variants of all repos.
-        repos: all repos by id.
-        trusted: owners whose references serve other uploaders, besides the base model's own owner.
+        own: the current variants of its repo.
+        shared: of other repos, what may serve everybody who has files of the same base model.
+        base: that base model.
     """
-    candidates = [
-        other for other in variants if other.note is None and unquantized_type(other) and same_model(other, variant)
-    ]
+    mine = [Shared(other, "own") for other in own if other.note is None and same_model(other, variant)]
+    others = [one for one in shared if one.variant.repo_id != variant.repo_id and same_model(one.variant, variant)]
+    fitting = [one for one in [*mine, *others] if other_vocabulary(variant, one.variant) is None]
+    if found := _best([one for one in fitting if unquantized_type(one.variant)], variant):
+        return Choice(found.variant, _reason(found, base), found.kind)
+    if found := _best([one for one in [*mine, *others] if unquantized_type(one.variant)], variant):
+        return Choice(found.variant, _reason(found, base), found.kind, refused=other_vocabulary(variant, found.variant))
+    # A Q8_0 alone would be measured against itself, and nothing else.
+    many = len({one.variant.key for one in mine}) > 1
+    last = [one for one in fitting if is_q8_0(one.variant) and one.kind != "proven" and (many or one.kind != "own")]
+    if found := _best(last, variant):
+        whose = "the same repo" if found.kind == "own" else found.variant.repo_id
+        return Choice(
+            found.variant,
+            f"{found.variant.label} of {whose}, itself quantized, for want of an unquantized file: figures against it "
+            "flatter.",
+            "q8_0",
+        )
+    return Choice(None, _none(variant, own, base))
 
-    def best(among: list[Variant]) -> Variant | None:
-        order = {kind: rank for rank, kind in enumerate(UNQUANTIZED)}
-        stem = _stem(variant)
-        return min(among, key=lambda v: (_stem(v) != stem, order[unquantized_type(v) or "F32"], v.name), default=None)
 
-    if own := best([other for other in candidates if other.repo_id == variant.repo_id]):
-        return Choice(own, f"{own.label} of the same repo")
-    if repo.base_model is None:
-        return Choice(None, "No BF16 or F16 file in this repo, and its card names no base_model.")
-    owners = {repo.base_model.split("/")[0], *trusted}
-    shared = [
-        other
-        for other in candidates
-        if (home := repos.get(other.repo_id)) and _same_name(home.base_model, repo.base_model) and home.owner in owners
-    ]
-    if found := best(shared):
-        return Choice(found, f"{found.label} of {found.repo_id}")
-    return Choice(
-        None,
-        f"No BF16 or F16 file of {repo.base_model} in this repo, nor in one of its owner or a trusted owner that is "
-        "watched here.",
-    )
+def _best(among: Sequence[Shared], variant: Variant) -> Shared | None:
+    """The repo's own first, then by trust, then by type; of several alike the one that was there first.
+
+    In its own repo the name goes before the type, since a repo may hold several models.
+    """
+    stem = _stem(variant)
+
+    def rank(one: Shared) -> tuple[object, ...]:
+        other = one.variant
+        kind = unquantized_type(other)
+        order = _ORDER[kind] if kind else len(_ORDER)
+        bits = -(other.inspection.bpw if other.inspection and kind is None else 0)
+        if one.kind == "own":
+            return -1, _stem(other) != stem, order, bits, other.name
+        return _TRUST[one.kind], False, order, bits, other.id
+
+    return min(among, key=rank, default=None)
+
+
+def _reason(found: Shared, base: Base) -> str:
+    reference = found.variant
+    match found.kind:
+        case "own":
+            return f"{reference.label} of the same repo."
+        case "base-owner":
+            said = f"{reference.label} of {reference.repo_id}, by the owner of {base.id}."
+        case "trusted":
+            said = f"{reference.label} of {reference.repo_id}, whose owner is trusted here."
+        case _:
+            said = f"{reference.label} of {reference.repo_id}, whose sampled weights are those of {base.id}."
+    return f"{said} {base.reason}" if base.reason else said
+
+
+def _none(variant: Variant, own: Sequence[Variant], base: Base) -> str:
+    """Why there is no reference, in a sentence or two."""
+    here = "No BF16 or F16 file of this model in this repo"
+    alike = next((other for other in own if unquantized_type(other) and other.note is None), None)
+    if alike and (x := variant.inspection) and (y := alike.inspection):
+        if not _same_shape(x, y):
+            here = f"{alike.label} of this repo is of another model by its architecture or size"
+        elif x.n_vocab != y.n_vocab:
+            here = f"{alike.label} of this repo has another vocabulary ({y.n_vocab} tokens, this file {x.n_vocab})"
+    if base.id is None:
+        return f"{here}. {base.reason}"
+    said = f"{here}, and none of {base.id} by its owner or a trusted one, or proven to have its weights, is known here."
+    return f"{said} {base.reason}" if base.reason else said

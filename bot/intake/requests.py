@@ -18,9 +18,14 @@ _NOT_OWNERS = {"api", "buckets", "collections", "datasets", "docs", "models", "p
 _HOUR = 3600.0
 
 
+def without_host(text: str) -> str:
+    """A path at the Hub from what somebody typed or pasted: an address of it will do."""
+    return re.split(r"[?#]", _HOST.sub("", text.strip(), count=1))[0].strip("/")
+
+
 def parse_repo_id(text: str) -> str | None:
     """``owner/name`` from what somebody typed or pasted (an address of the repo will do), or None."""
-    path = re.split(r"[?#]", _HOST.sub("", text.strip(), count=1))[0].strip("/")
+    path = without_host(text)
     kept = "/".join(path.split("/")[:2])
     bad = ".." in kept or "--" in kept or kept.endswith((".", "-")) or kept.split("/")[0].lower() in _NOT_OWNERS
     return kept if is_repo_id(kept) and not bad else None

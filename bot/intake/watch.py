@@ -1,195 +1,242 @@
-"""Polls the Hub for new and changed GGUFs in followed repos, and looks into those that changed."""
+"""Polls the Hub: one listing per followed owner finds what changed; only that is looked into.
+
+Three steps, each resumable because what is left to do stands in the store: the listings mark changed repos as due,
+due repos are looked into in one request each, and headers of new files are read by ranges.
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 
-from bot.hub.door import FileTooLargeError, HubDoor, RepoSummary
-from bot.intake.card_meta import CARD_LIMIT, CONFIG_FILE, CONFIG_LIMIT, RepoConfig, base_model_of, parse_config
-from bot.intake.headers import NotAModelError, identified, inspect_variant
+from bot.hub.budget import HubBudgetError, Urgency, urgency
+from bot.hub.door import HubDoor, RepoSummary
+from bot.intake.look import Errors, audit_waiting, look, look_into_due
 from bot.store import Store
-from bot.store.repos import Follow, Repo
-from core.audit import Inspection
+from bot.store.repos import COLLECTION, Follow
 from core.errors import HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError
-from core.gguf_files import VariantFiles, group_variants
+from core.repo_names import is_repo_id
 
-logger = logging.getLogger(__name__)
+#: A listing may learn of a commit a little late: entries of this time before the last seen one are compared again.
+_OVERLAP = timedelta(minutes=10)
 
 
 @dataclass
 class PollReport:
-    """What a poll did: repos seen, repos looked into, and errors as (what, error)."""
+    """What a poll did: entries seen, repos looked into, headers read, errors as (what, error).
+
+    ``resume_in``: seconds after which the Hub's budget is whole again, where that stopped the poll.
+    """
 
     seen: int = 0
     changed: list[str] = field(default_factory=list)
-    errors: list[tuple[str, HubError]] = field(default_factory=list)
+    audited: list[str] = field(default_factory=list)
+    errors: Errors = field(default_factory=list)
+    resume_in: float | None = None
 
 
-def poll(store: Store, hub: HubDoor, *, now: float, stop: threading.Event | None = None) -> PollReport:
-    """Look into every followed or requested repo whose commit changed since the last look.
+def poll(
+    store: Store,
+    hub: HubDoor,
+    *,
+    now: float,
+    stop: threading.Event | None = None,
+    listings: bool = True,
+    sweep_interval: float = 86400.0,
+) -> PollReport:
+    """Find what changed, look into it, read new headers.
 
     One repo's or owner's error does not stop the others; a Hub that does not answer or is out of budget does,
-    and so does ``stop``: what was not looked at is looked at next time.
+    and so does ``stop``: what was not reached is reached next time.
+
+    Args:
+        listings: False: only what is marked as due already, by a webhook or a request.
+        sweep_interval: seconds after which an owner's whole list is read, to see what is no longer in it.
     """
     report = PollReport()
     stop = stop or threading.Event()
-    for follow in store.repos.follows():
-        if stop.is_set() or not _guard(
-            report, follow.name, partial(_poll_follow, store, hub, follow, report, now, stop)
-        ):
-            return report
-    for request in store.results.requests(state="open"):
-        take = partial(_take_request, store, hub, request["id"], request["repo_id"], report, now)
-        if stop.is_set() or not _guard(report, request["repo_id"], take):
-            return report
+
+    def steps() -> Iterator[HubError | None]:
+        with urgency(Urgency.POLL):
+            if listings:
+                yield _poll_follows(store, hub, report, now=now, stop=stop, sweep_interval=sweep_interval)
+        with urgency(Urgency.LOOK):
+            yield _take_requests(store, hub, report, now=now, stop=stop)
+            yield look_into_due(store, hub, now=now, stop=stop, changed=report.changed, errors=report.errors)
+            yield audit_waiting(store, hub, now=now, stop=stop, changed=report.audited, errors=report.errors)
+
+    for stopped in steps():
+        if stopped is None:
+            continue
+        if not any(known is stopped for _, known in report.errors):
+            report.errors.append(("polling", stopped))
+        if not isinstance(stopped, HubBudgetError):
+            break
+        # Polling must leave more than looking, and the API's budget is not the files'.
+        report.resume_in = max(report.resume_in or 0.0, stopped.seconds)
     return report
 
 
-def _take_request(store: Store, hub: HubDoor, request_id: int, repo_id: str, report: PollReport, now: float) -> None:
-    """Look into a repo that somebody asked for, and answer; only a Hub that is away leaves the request open."""
-    try:
-        summary = hub.repo(repo_id)
-        if summary.private:
-            # Our token may see it; whoever asked may not.
-            raise HubNotFoundError(f"The Hub has nothing for the repo {repo_id}: it is missing, or private.")
-        look(store, hub, summary, source="request", now=now)
-    except (HubUnreachableError, HubRateLimitError):
-        raise
-    except HubError as error:
-        store.results.end_request(request_id, state="refused", note=str(error))
-        return
-    report.changed.append(repo_id)
-    found = store.repos.variants(repo_id)
-    note = None if found else "There is no GGUF model in this repo."
-    store.results.end_request(request_id, state="taken" if found else "refused", note=note)
+def _poll_follows(
+    store: Store, hub: HubDoor, report: PollReport, *, now: float, stop: threading.Event, sweep_interval: float
+) -> HubError | None:
+    follows = store.repos.follows()
+    owners = {follow.name.lower() for follow in follows if follow.kind == "owner"}
+    for follow in follows:
+        if stop.is_set():
+            return None
+        try:
+            if follow.kind == "owner":
+                _poll_owner(store, hub, follow, report, now=now, stop=stop, sweep_interval=sweep_interval)
+            elif follow.kind == "collection":
+                _poll_collection(store, hub, follow, report, now=now)
+            elif follow.owner.lower() not in owners:
+                _poll_repo(store, hub, follow, report, now=now)
+        except (HubUnreachableError, HubRateLimitError) as error:
+            report.errors.append((follow.name, error))
+            return error
+        except HubError as error:
+            store.watching.note_poll(follow.name, cursor=None, swept=False, error=str(error), now=now)
+            report.errors.append((follow.name, error))
+    return None
 
 
-def _guard(report: PollReport, what: str, step: Callable[[], None]) -> bool:
-    """Run a step; note its error. False when there is no point in going on."""
-    try:
-        step()
-    except (HubUnreachableError, HubRateLimitError) as error:
-        report.errors.append((what, error))
-        return False
-    except HubError as error:
-        report.errors.append((what, error))
-    return True
-
-
-def _poll_follow(
-    store: Store, hub: HubDoor, follow: Follow, report: PollReport, now: float, stop: threading.Event
+def _poll_owner(
+    store: Store,
+    hub: HubDoor,
+    follow: Follow,
+    report: PollReport,
+    *,
+    now: float,
+    stop: threading.Event,
+    sweep_interval: float,
 ) -> None:
-    listed = set()
-    for summary in _summaries(store, hub, follow, now):
+    """Read an owner's list, last changed first, down to what was seen before; now and then to its end."""
+    sweep = follow.cursor is None or follow.swept_at is None or now - follow.swept_at >= sweep_interval
+    seen_before = None if sweep or follow.cursor is None else _before(follow.cursor)
+    newest: str | None = None
+    listed: set[str] = set()
+    for summary in hub.gguf_repos(follow.owner):
         if stop.is_set():
             return
+        newest = newest or summary.last_modified
+        if seen_before and summary.last_modified and _moment(summary.last_modified) < seen_before:
+            break
+        report.seen += 1
         listed.add(summary.id)
-        # What an owner keeps private is not for our dataset, even where our token may see it.
-        if summary.disabled or (summary.private and not follow.is_repo):
+        if is_repo_id(summary.id):
+            _consider(store, summary, follow, now=now)
+    if sweep:
+        _check_missing(store, hub, store.watching.ids_of(follow.owner) - listed, now=now)
+    store.watching.note_poll(follow.name, cursor=newest, swept=sweep, error=None, now=now)
+
+
+def _poll_collection(store: Store, hub: HubDoor, follow: Follow, report: PollReport, *, now: float) -> None:
+    """Read a collection; the repos that left it are no longer watched by it."""
+    listed = set()
+    for item in hub.collection(follow.name.removeprefix(COLLECTION)):
+        if not is_repo_id(item.id):
             continue
         report.seen += 1
-        known = store.repos.repo(summary.id)
-        if known and known.sha is not None and known.sha == summary.sha and known.source == "follow":
-            continue
-        try:
-            look(store, hub, summary, source="follow", now=now)
-            report.changed.append(summary.id)
-        except (HubUnreachableError, HubRateLimitError):
-            raise
-        except HubError as error:
-            report.errors.append((summary.id, error))
-    if not follow.is_repo:
-        for repo in store.repos.repos():
-            if repo.owner == follow.owner and repo.id not in listed and store.repos.variants(repo.id):
-                _check_gone(store, hub, repo, now)
+        listed.add(item.id)
+        _consider(store, item, follow, now=now)
+    for left in store.watching.ids_by_follow(follow.name) - listed:
+        store.watching.unwatch(left)
+    store.watching.note_poll(follow.name, cursor=None, swept=True, error=None, now=now)
 
 
-def _summaries(store: Store, hub: HubDoor, follow: Follow, now: float) -> Iterator[RepoSummary]:
-    if not follow.is_repo:
-        yield from hub.gguf_repos(follow.owner)
-        return
+def _poll_repo(store: Store, hub: HubDoor, follow: Follow, report: PollReport, *, now: float) -> None:
     try:
         summary = hub.repo(follow.name)
     except HubNotFoundError:
-        if known := store.repos.repo(follow.name):
-            _forget(store, known, now)
+        if store.watching.known(follow.name):
+            store.watching.set_state(follow.name, "gone", note="It is gone from the Hub, or private now.", now=now)
         raise
-    yield summary
+    report.seen += 1
+    if summary.id.lower() != follow.name.lower():
+        store.watching.mark_due(follow.name, sha=None, now=now, follow=follow.name)
+    else:
+        _consider(store, summary, follow, now=now)
+    store.watching.note_poll(follow.name, cursor=summary.last_modified, swept=True, error=None, now=now)
 
 
-def _check_gone(store: Store, hub: HubDoor, repo: Repo, now: float) -> None:
-    """A repo that its owner's list lacks: a listing may err, so it is asked for by name."""
-    try:
-        hub.repo(repo.id)
-    except HubNotFoundError:
-        _forget(store, repo, now)
+def _consider(store: Store, summary: RepoSummary, follow: Follow, *, now: float) -> None:
+    """Mark a repo as due if its commit is another one than the one that was looked into."""
+    known = store.watching.known(summary.id)
+    if known is None and (summary.disabled or (summary.private and not follow.is_repo)):
+        return
+    mark = partial(
+        store.watching.mark_due,
+        summary.id,
+        sha=summary.sha,
+        now=now,
+        follow=follow.name,
+        last_modified=summary.last_modified,
+    )
+    if known is None or known.source != "follow":
+        mark()
+        return
+    hidden = summary.disabled or (summary.private and not follow.is_repo)
+    if hidden and known.state not in ("live", "gated"):
+        return
+    if summary.sha is None:
+        # A collection tells no commits, perhaps not even when they were made.
+        same = summary.last_modified in (None, known.last_modified)
+    else:
+        same = summary.sha in (known.sha, known.due_sha)
+    back = known.state not in ("live", "gated") and not hidden
+    if not same or hidden or (back and known.due_sha is None):
+        mark()
 
 
-def _forget(store: Store, repo: Repo, now: float) -> None:
-    """Its files are gone; what was measured stays, and when it comes back it is looked into again."""
-    store.repos.save_variants(repo.id, [], revision=repo.sha or "", now=now)
-    store.repos.save_repo(
-        repo.id, sha=None, last_modified=None, source=repo.source, note="It is gone from the Hub, or private now.",
-        base_model=repo.base_model, config=repo.config, now=now,
-    )  # fmt: skip
-
-
-def look(store: Store, hub: HubDoor, summary: RepoSummary, *, source: str, now: float) -> None:
-    """Read a repo's files, headers, card and wishes into the store, as of one commit."""
-    sha = summary.sha or hub.repo(summary.id).sha
-    revision = sha or "main"
-    files = hub.files(summary.id, revision=revision)
-    paths = {file.path for file in files}
-    known = {
-        (variant.name, variant.key): variant
-        for variant in store.repos.variants(summary.id, states=("current", "stale", "removed"))
-    }
-    found: list[tuple[VariantFiles, Inspection | None, str | None]] = []
-    for variant in group_variants(identified(hub, summary.id, revision, files)):
-        before = known.get((variant.name, variant.key))
-        if before and before.inspection:
-            found.append((variant, before.inspection, before.note))
-            continue
-        with suppress(NotAModelError):
-            found.append((variant, *inspect_variant(hub, summary.id, revision, variant)))
-    card = b""
-    if "README.md" in paths:
-        with suppress(HubNotFoundError, FileTooLargeError):
-            card = hub.read(summary.id, "README.md", revision=revision, limit=CARD_LIMIT) or b""
-    wishes = RepoConfig()
-    if CONFIG_FILE in paths:
+def _check_missing(store: Store, hub: HubDoor, missing: set[str], *, now: float) -> None:
+    """Repos that their owner's list lacks: a listing may err, so each is asked for by name."""
+    for repo_id in sorted(missing):
         try:
-            wishes = parse_config(hub.read(summary.id, CONFIG_FILE, revision=revision, limit=CONFIG_LIMIT))
-        except FileTooLargeError:
-            wishes = RepoConfig(enabled=False, problem=f"{CONFIG_FILE} is larger than {CONFIG_LIMIT >> 10} KiB")
-    base = base_model_of(card.decode("utf-8", errors="replace")) or _base_of_headers(found)
-
-    def save(sha: str | None) -> None:
-        store.repos.save_repo(
-            summary.id,
-            sha=sha,
-            last_modified=summary.last_modified,
-            source=source,
-            note=None,
-            base_model=base,
-            config={"enabled": wishes.enabled, "position": wishes.position, "problem": wishes.problem},
-            now=now,
-        )
-
-    # The commit is noted last: a look that was cut short is made again.
-    save(None)
-    store.repos.save_variants(summary.id, found, revision=revision, now=now)
-    save(sha)
+            summary = hub.repo(repo_id)
+        except HubNotFoundError:
+            store.watching.set_state(repo_id, "gone", note="It is gone from the Hub, or private now.", now=now)
+            continue
+        if summary.id.lower() != repo_id.lower() or summary.disabled or summary.private:
+            # Looked into under its old name, it tells its new one.
+            store.watching.mark_due(repo_id, sha=summary.sha, now=now, follow=None)
 
 
-def _base_of_headers(found: list[tuple[VariantFiles, Inspection | None, str | None]]) -> str | None:
-    for _, inspection, _ in found:
-        for base in inspection.base_models if inspection else []:
-            if base.repo_id:
-                return base.repo_id
+def _take_requests(
+    store: Store, hub: HubDoor, report: PollReport, *, now: float, stop: threading.Event
+) -> HubError | None:
+    """Look into repos that somebody asked for, and answer; only a Hub that is away leaves a request open."""
+    for request in store.results.requests(state="open"):
+        if stop.is_set():
+            return None
+        repo_id = request["repo_id"]
+        try:
+            detail = hub.detail(repo_id)
+            if detail.summary.private:
+                # Our token may see it; whoever asked may not.
+                raise HubNotFoundError(f"The Hub has nothing for the repo {repo_id}: it is missing, or private.")
+            seen = look(store, hub, detail, source="request", now=now)
+            found = seen and bool(store.repos.variants(detail.summary.id))
+        except (HubUnreachableError, HubRateLimitError) as error:
+            return error
+        except HubError as error:
+            store.results.end_request(request["id"], state="refused", note=str(error))
+            continue
+        report.changed.append(repo_id)
+        note = None if found else "There is no GGUF model in this repo."
+        store.results.end_request(request["id"], state="taken" if found else "refused", note=note)
     return None
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _before(cursor: str) -> datetime | None:
+    try:
+        return _moment(cursor) - _OVERLAP
+    except ValueError:
+        return None

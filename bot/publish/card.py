@@ -181,6 +181,13 @@ def _front_matter_end(card: str) -> int:
     return begin
 
 
+def front_matter_span(card: str) -> tuple[int, int] | None:
+    """(offset of the front matter's first line, offset of the ``---`` that closes it), or None where there is none."""
+    end = _front_matter_end(card)
+    rules = [line for line in _LINE.finditer(card, 0, end) if _RULE.fullmatch(line[1].removeprefix("\ufeff"))]
+    return (rules[0].end(), rules[-1].start()) if len(rules) > 1 else None
+
+
 def find(card: str) -> Section | None:
     """Our section in a card, or None.
 
@@ -219,10 +226,11 @@ def newline_of(card: str) -> str:
     return "\r\n" if card.count("\r\n") * 2 > card.count("\n") else "\n"
 
 
-def splice(card: str, body: str, *, key: str, position: str = "end") -> str:
-    """The card with ``body`` as our section: in place of the one it has, else at ``position`` (end or top).
+def splice(card: str, body: str, *, key: str, position: str = "end", after: str | None = None) -> str:
+    """The card with ``body`` as our section: in place of the one it has, else at ``position`` (end, top or after).
 
-    ``top`` is behind the first heading, or behind the front matter of a card that has none.
+    ``top`` is behind the first heading, or behind the front matter of a card that has none. ``after`` is the end of
+    the part under the heading with that text, up to the next heading of its level; the card's end if there is none.
 
     Raises:
         CardError: see :func:`find`.
@@ -234,7 +242,7 @@ def splice(card: str, body: str, *, key: str, position: str = "end") -> str:
         start, before, after = found.start, card[: found.start], card[found.end :]
     else:
         newline = newline_of(card)
-        offset = _place(card, position)
+        offset = _place(card, position, after)
         before, after = card[:offset], card[offset:]
         pad = (_gap_before(before, newline), 1 if after and not re.match(r"[ \t]*(\r\n|\n|\r)", after) else 0)
         block = _block(body, key=key, pad=pad, newline=newline, last_newline=newline)
@@ -285,12 +293,26 @@ def _gap_before(before: str, newline: str) -> int:
     return 2 if ends[-1][2] == "\r" and newline == "\n" else 1
 
 
-def _place(card: str, position: str) -> int:
+def _place(card: str, position: str, after: str | None = None) -> int:
     """Where a new section goes; never inside code that somebody forgot to close."""
     lines, unclosed = _scan(card)
     end = len(card) if unclosed is None else unclosed
+    headings = [line for line in lines if not line.raw and _HEADING.match(line.text)]
+    if position == "after":
+        named = next((at for at, line in enumerate(headings) if _words(line.text) == _words(after or "")), None)
+        if named is None:
+            return end
+        level = _level(headings[named].text)
+        return next((line.start for line in headings[named + 1 :] if _level(line.text) <= level), end)
     if position != "top":
         return end
-    return next(
-        (line.end for line in lines if not line.raw and _HEADING.match(line.text)), min(_front_matter_end(card), end)
-    )
+    return headings[0].end if headings else min(_front_matter_end(card), end)
+
+
+def _level(heading: str) -> int:
+    return len(heading.strip()) - len(heading.strip().lstrip("#"))
+
+
+def _words(heading: str) -> str:
+    """A heading's text for comparison: without its marks and case, in single spaces."""
+    return " ".join(heading.strip().strip("#").split()).casefold()

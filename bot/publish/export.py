@@ -1,4 +1,4 @@
-"""The results dataset: parquet and card, written locally always and to the Hub in one commit when it changed."""
+"""The results dataset: parquet, card, every repo's fragments; written locally always, to the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from bot.hub.door import HubDoor
+from bot.publish import fragment_files
+from bot.publish.fragments import Links
 from bot.publish.render import render_dataset_card
 from bot.store import Store
 from core.canonical import write_atomic
@@ -77,43 +79,75 @@ def merged(ours: Sequence[DatasetRow], published: Sequence[DatasetRow]) -> list[
     return [*ours, *kept]
 
 
-def export(store: Store, hub: HubDoor | None, rows: Sequence[DatasetRow], *, data: Path, dataset: str) -> bool:
+def export(
+    store: Store,
+    hub: HubDoor | None,
+    rows: Sequence[DatasetRow],
+    *,
+    data: Path,
+    dataset: str,
+    links: Links | None = None,
+) -> bool:
     """Write the local copy and, where ``dataset`` and ``hub`` are given, commit to the Hub if anything changed.
+
+    With ``links``, what repos' sections link to, every repo's fragments are part of it: at most
+    :data:`bot.publish.fragment_files.MAX_FILES` a commit, the rest with the next one (:func:`left_over`).
 
     Returns whether a commit was made.
 
     Raises:
         HubError: the Hub refused or did not answer; the next run tries again.
+        StorageError: the local copy can't be written.
     """
     content = parquet_bytes(rows)
     path = local_path(data)
     if not path.exists() or path.read_bytes() != content:
         write_atomic(path, content)
+    folder = data / "export"
+    paths = fragment_files.refresh(store, rows, links, export=folder) if links else []
     if not dataset or hub is None or not rows:
         return False
     digest = hashlib.sha256(content).hexdigest()
-    name = f"exported:{hub.endpoint}:{dataset}"
-    if store.results.get(name) == digest:
-        return False
-    published = hub.dataset_file(dataset, MEASUREMENTS_PATH)
-    everything = list(rows)
-    if published is not None:
-        try:
-            everything = merged(rows, parquet_rows(published))
-        except ValueError as error:
-            raise HubError(
-                f"{MEASUREMENTS_PATH} of the dataset {dataset} is {error}; it is left alone. "
-                "Name another dataset, or remove that file."
-            ) from error
-    measured = sum(row.state == "measured" for row in everything)
-    done = hub.publish_dataset(
-        dataset,
-        files={
+    where = _where(hub.endpoint, dataset)
+    files = cards = fragment_files.due(store, where, paths, export=folder)
+    message = f"{len(cards)} fragments of cards"
+    changed = store.results.get(f"exported:{where}") != digest
+    if changed:
+        everything = _everything(hub, rows, dataset)
+        measured = sum(row.state == "measured" for row in everything)
+        message = f"{measured} measured variants"
+        files = {
             MEASUREMENTS_PATH: parquet_bytes(everything),
             "README.md": render_dataset_card(len(everything)).encode(),
-        },
-        message=f"{measured} measured variants",
-    )
+            **cards,
+        }
+    if not files:
+        return False
+    done = hub.publish_dataset(dataset, files=files, message=message)
     if not hub.dry_run:
-        store.results.put(name, digest)
+        store.results.put(f"exported:{where}", digest)
+        fragment_files.note(store, where, cards)
     return done.changed
+
+
+def left_over(store: Store, endpoint: str, dataset: str) -> int:
+    """Files of the local copy that are not in the dataset yet, so that another export is wanted soon."""
+    return store.files.n_due(_where(endpoint, dataset)) if dataset else 0
+
+
+def _where(endpoint: str, dataset: str) -> str:
+    return f"{endpoint.rstrip('/')}:{dataset}"
+
+
+def _everything(hub: HubDoor, rows: Sequence[DatasetRow], dataset: str) -> list[DatasetRow]:
+    """Our rows with those of the published file that we know nothing about."""
+    published = hub.dataset_file(dataset, MEASUREMENTS_PATH)
+    if published is None:
+        return list(rows)
+    try:
+        return merged(rows, parquet_rows(published))
+    except ValueError as error:
+        raise HubError(
+            f"{MEASUREMENTS_PATH} of the dataset {dataset} is {error}; it is left alone. "
+            "Name another dataset, or remove that file."
+        ) from error

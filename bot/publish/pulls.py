@@ -1,194 +1,320 @@
-"""Pull requests with manners: at most one open per repo, found again on the Hub, a closed one is a no."""
+"""Pull requests with manners: what is done about one repo's card. The decisions are in :mod:`bot.publish.manners`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from bot.hub.door import FileTooLargeError, HubDoor, HubPull
+from bot.hub.door import Committed, FileTooLargeError, HubDoor, HubPull
+from bot.hub.refusals import repo_refuses
 from bot.intake.card_meta import CARD_LIMIT
+from bot.intake.repo_config import RepoConfig
 from bot.publish import card as cards
-from bot.publish.render import render_pull_body, render_section
-from bot.publish.rows import figures_key
+from bot.publish import pull_texts as texts
+from bot.publish.answers import hear
+from bot.publish.changes import changes
+from bot.publish.data_block import FILE, DataBlock, data_of, decode, decode_file
+from bot.publish.found import Found, known_pulls, sweep_owner, wake_owner
+from bot.publish.manners import DAY, OPEN, Decision, Standing, decide, held_back
+from bot.publish.render import render_pull_body
+from bot.publish.section import CARD, Section, make_section, rows_for, section_key
+from bot.publish.writes import WritesLimitedError, held, write
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.repos import Repo
-from bot.store.results import StoredPull
 from core.dataset import DatasetRow
-from core.errors import HubNotFoundError
+from core.errors import HubAuthError, HubConflictError
 
-_MARKER = re.compile(r"<!-- quantcard:pull key=([0-9a-f]{6,64}) -->")
-CARD = "README.md"
-TITLE = "[bot] quantcard: measured quality and speed of these GGUF files"
 #: Seconds for which one process publishes alone unless it says that it is still at it.
 PUBLISH_LEASE = 180.0
-_HOUR = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class PullView:
-    """One of our pulls in a repo as the decision needs it; ``foreign``: somebody else committed to it."""
-
-    num: int
-    status: str
-    key: str
-    foreign: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do about a repo's card, and why, in a sentence."""
-
-    action: Literal["nothing", "open", "update", "wait"]
-    reason: str
-    num: int | None = None
-
-
-def decide(
-    *,
-    key: str,
-    card_key: str | None,
-    pulls: Sequence[PullView],
-    owner_pulls: Sequence[StoredPull],
-    consented: bool,
-    open_per_owner: int,
-    per_hour: int,
-    opened_last_hour: int,
-) -> Decision:
-    """The manners of design decision 5. Pure.
-
-    Args:
-        key: of the figures to be told.
-        card_key: of the section that stands on the card, if any.
-        pulls: our pulls in this repo, any status.
-        owner_pulls: our pulls in all of the owner's repos, as stored.
-        consented: whether the owner agreed beforehand (else there is one introduction until one was merged).
-        open_per_owner: open pulls one owner may have.
-        per_hour: new pulls an hour; ``opened_last_hour`` were opened.
-    """
-    if card_key == key:
-        return Decision("nothing", "The card has these figures.")
-    for pull in pulls:
-        if pull.status in ("open", "draft"):
-            if pull.foreign:
-                return Decision("nothing", f"Somebody committed to pull {pull.num}; it is left to them.", pull.num)
-            return Decision("update", f"Pull {pull.num} is open.", pull.num)
-    merged = max((p.num for p in pulls if p.status == "merged"), default=0)
-    closed = max((p.num for p in pulls if p.status == "closed"), default=0)
-    if closed > merged:
-        return Decision("nothing", f"Pull {closed} was closed: the repo is left alone unless it is reopened.", closed)
-    if any(p.status == "merged" and p.key == key for p in pulls):
-        return Decision("nothing", "These figures were merged before and have since been taken off the card.")
-    if not consented and owner_pulls and not any(p.status == "merged" for p in owner_pulls):
-        return Decision("wait", "The owner was sent one pull as an introduction; more follow once one is merged.")
-    if sum(p.status in ("open", "draft") for p in owner_pulls) >= open_per_owner:
-        return Decision("wait", f"The owner has {open_per_owner} open pulls from us; the next waits for one to end.")
-    if opened_last_hour >= per_hour:
-        return Decision("wait", f"{per_hour} pulls were opened in the last hour; the next waits.")
-    return Decision("open", "The card has no section with these figures yet.")
+#: Seconds until a repo is asked again in which the Hub let us ask nothing.
+BARRED_S = 7 * DAY
+#: A pull that ended is looked at this many times more seldom than an open one: its owner may call us back there.
+ENDED_LOOKS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done about a repo's card."""
+    """What was done about a repo's card.
+
+    ``next_at``: when to decide again (seconds since the epoch); None: when something happens there. ``key``: of what
+    was to be told.
+    """
 
     repo_id: str
     decision: Decision
     url: str | None = None
+    next_at: float | None = None
+    key: str = ""
 
 
 def publish_repo(
-    store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow], *, now: float
+    store: Store,
+    hub: HubDoor,
+    settings: Settings,
+    repo: Repo,
+    rows: list[DatasetRow],
+    *,
+    now: float,
+    settled: bool = True,
 ) -> Outcome:
-    """Bring a repo's card up to date by pull request, if manners allow.
+    """Bring a repo's card up to date by pull request, if manners allow, and answer what its owners said there.
+
+    What can be decided without the Hub is, unless a pull of ours is known there: its owners may have said something.
+
+    Args:
+        rows: of the repo's current variants.
+        settled: whether all of its measurements have ended; until then nothing is told, but owners are heard.
 
     Raises:
         HubError: the Hub refused or did not answer; nothing is lost, the next run tries again.
     """
-    if not repo.config.get("enabled", True):
-        problem = repo.config.get("problem")
-        return Outcome(repo.id, Decision("nothing", problem or "The repo's .quantcard.yml says no."))
-    if not any(row.measured_here and not row.is_reference for row in rows):
-        imported = any(row.quality_imported or row.speed_imported for row in rows)
-        said = "Its figures were all imported." if imported else "None of its quantized files could be measured."
-        return Outcome(repo.id, Decision("nothing", said))
-    if reason := _no_quality(rows):
-        return Outcome(repo.id, Decision("wait", f"No quality figure yet: {reason}"))
-    follow = store.repos.follow_of(repo.id)
-    key = figures_key(rows)
-    # Read and committed at one commit: what its owner pushes meanwhile is merged by the Hub, not undone by us.
-    parent = hub.repo(repo.id).sha
+    visit = _Visit(store, hub, settings, repo, rows, now=now, settled=settled)
     try:
-        text = _card_text(hub, repo.id, revision=parent or "main")
-        section = cards.find(text)
-    except (cards.CardError, FileTooLargeError) as error:
-        return Outcome(repo.id, Decision("nothing", str(error)))
-    pulls = known_pulls(store, hub, repo.id, now=now)
-    owned = [pull for pull in store.results.pulls() if pull.repo_id.split("/")[0] == repo.owner]
-    decision = decide(
-        key=key,
-        card_key=section.key if section else None,
-        pulls=pulls,
-        owner_pulls=owned,
-        consented=bool(follow and follow.consented),
-        open_per_owner=settings.pulls_open_per_owner,
-        per_hour=settings.pulls_per_hour,
-        opened_last_hour=sum(pull.created_at > now - _HOUR for pull in store.results.pulls()),
-    )
-    if decision.action not in ("open", "update"):
-        return Outcome(repo.id, decision, _url(hub, repo.id, decision.num))
-    body = render_section(
-        rows, endpoint=hub.endpoint, project_url=settings.project_url, leaderboard_url=settings.leaderboard_url
-    )
-    new = cards.splice(text, body, key=key, position=str(repo.config.get("position", "end")))
-    data = new.encode("utf-8", "surrogateescape")
-    comment = render_pull_body(rows, key=key, endpoint=hub.endpoint, leaderboard_url=settings.leaderboard_url)
-    if decision.action == "update":
-        assert decision.num is not None
-        return _update(store, hub, repo.id, decision, main=text, data=data, comment=comment, key=key, now=now)
-    done = hub.open_pull(repo.id, files={CARD: data}, title=TITLE, body=comment, parent=parent)
-    if done.num is not None:
-        store.results.save_pull(repo.id, done.num, key=key, status="open", url=done.url, now=now)
-    return Outcome(repo.id, decision, done.url)
+        return visit.run()
+    except WritesLimitedError as error:
+        return visit.outcome(Decision("wait", str(error), until=error.until))
+    except HubConflictError:
+        # Somebody commits there just now; if it was to our pull, the next look leaves it to them.
+        said = "Somebody else committed there just now; it is looked at again."
+        return visit.outcome(Decision("wait", said, until=now + settings.pulls_check_s))
+    except HubAuthError as error:
+        if (because := repo_refuses(error)) is None:
+            raise
+        return visit.outcome(Decision("barred", f"The Hub lets us ask nothing there: {because}", until=now + BARRED_S))
 
 
-def _update(
-    store: Store,
-    hub: HubDoor,
-    repo_id: str,
-    decision: Decision,
-    *,
-    main: str,
-    data: bytes,
-    comment: str,
-    key: str,
-    now: float,
-) -> Outcome:
-    """Put the new card on the pull's own ref, unless it is there already."""
-    num = decision.num or 0
-    url = _url(hub, repo_id, num)
-    if _says(_text(hub.read(repo_id, CARD, revision=f"refs/pr/{num}", limit=CARD_LIMIT)), key=key, main=main):
-        store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)
-        return Outcome(repo_id, Decision("nothing", f"Pull {num} has these figures.", num), url)
-    hub.update_pull(repo_id, num, files={CARD: data}, title=TITLE, body=comment, parent=None)
-    if hub.dry_run:
-        return Outcome(repo_id, decision)
-    store.results.save_pull(repo_id, num, key=key, status="open", url=url, now=now)
-    return Outcome(repo_id, decision, url)
+class _Visit:
+    """One repo at one time."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: HubDoor,
+        settings: Settings,
+        repo: Repo,
+        rows: Sequence[DatasetRow],
+        *,
+        now: float,
+        settled: bool,
+    ) -> None:
+        self._store, self._hub, self._settings, self._repo = store, hub, settings, repo
+        self._config = RepoConfig.from_json(repo.config)
+        self._all, self._rows = rows, rows_for(rows, self._config)
+        self._now, self._settled = now, settled
+        self._key = section_key(self._rows, self._config) if self._rows else ""
+        self._newest: HubPull | None = None
+        self._has_pull = False
+
+    def run(self) -> Outcome:
+        if not_now := held(self._store, self._hub, self._settings, now=self._now):
+            return self.outcome(not_now)
+        known = self._store.results.pulls(self._repo.id)
+        self._has_pull = bool(known)
+        no = self._refusal() or (None if any(p.status in OPEN for p in known) else held_back(self._standing()))
+        if no and not known:
+            return self.outcome(no)
+        found = known_pulls(self._store, self._hub, self._repo.id, now=self._now)
+        self._has_pull = bool(found)
+        found = self._listen(found)
+        if no := self._refusal():
+            self._tell_problem()
+            return self.outcome(no)
+        return self._publish(found)
+
+    def outcome(self, decision: Decision, url: str | None = None) -> Outcome:
+        """The outcome of a decision; where a pull of ours is, its comments are read again by and by."""
+        check = self._settings.pulls_check_s
+        again: float | None = None
+        if decision.until is not None:
+            again = decision.until
+        elif self._newest and self._newest.status in OPEN:
+            again = self._now + check
+        elif self._has_pull:
+            again = self._now + ENDED_LOOKS * check
+        shown = url or (f"{self._hub.endpoint}/{self._repo.id}/discussions/{decision.num}" if decision.num else None)
+        return Outcome(self._repo.id, decision, shown, again, self._key)
+
+    def _refusal(self) -> Decision | None:
+        """Why nothing is to be told here at all, whatever the Hub has."""
+        if self._repo.stopped is not None:
+            return Decision("nothing", f"{self._repo.stopped} told us to stop; '/quantcard remeasure' calls us back.")
+        if self._repo.state not in ("live", "gated"):
+            return Decision("nothing", self._repo.note or f"The repo is {self._repo.state}.")
+        if not self._config.enabled:
+            return Decision("nothing", self._config.problem or "The repo's .quantcard.yml says no.")
+        if not self._settled:
+            return Decision("wait", "Its measurements have not ended yet.")
+        if self._all and not self._rows:
+            wanted = ", ".join(self._config.protocols)
+            return Decision("nothing", f"The repo's .quantcard.yml wants figures of {wanted} only.")
+        if not any(row.measured_here and not row.is_reference for row in self._rows):
+            imported = any(row.quality_imported or row.speed_imported for row in self._rows)
+            said = "Its figures were all imported." if imported else "None of its quantized files could be measured."
+            return Decision("nothing", said)
+        if reason := _no_quality(self._rows):
+            return Decision("wait", f"No quality figure yet: {reason}")
+        return None
+
+    def _standing(self) -> Standing:
+        pulls = self._store.results.pulls()
+        follow = self._store.repos.follow_of(self._repo.id)
+        return Standing(
+            pulls=[pull for pull in pulls if pull.repo_id.split("/")[0] == self._repo.owner],
+            consented=bool(follow and follow.consented) or self._store.answers.asked(self._repo.id),
+            open_per_owner=self._settings.pulls_open_per_owner,
+            per_hour=self._settings.pulls_per_hour,
+            opened=[pull.created_at for pull in pulls],
+            now=self._now,
+        )
+
+    def _listen(self, found: list[Found]) -> list[Found]:
+        """Hear what owners said on the pull that is open, or on the newest; the pulls as they stand after that."""
+        if not found:
+            return found
+        at = max(range(len(found)), key=lambda i: (found[i].view.status in OPEN, found[i].view.num))
+        one = found[at]
+        before = one.whole or self._hub.pull(self._repo.id, one.view.num)
+        self._newest = before
+        heard = hear(self._store, self._hub, self._repo, before, self._all, now=self._now)
+        self._newest = heard.pull
+        self._repo = replace(self._repo, stopped=heard.stopped)
+        if heard.pull.status != before.status:
+            self._save(heard.pull.num, key=one.view.key, status=heard.pull.status, url=heard.pull.url)
+            if not self._hub.dry_run:
+                wake_owner(self._store, self._repo.owner, now=self._now)
+        found[at] = Found(replace(one.view, status=heard.pull.status), heard.pull)
+        return found
+
+    def _tell_problem(self) -> None:
+        """Say once what is wrong with a ``.quantcard.yml``, where it is heard by who is still listening."""
+        pull, problem = self._newest, self._config.problem
+        if not problem or pull is None or pull.status == "closed" or self._repo.stopped is not None:
+            return
+        digest = self._config.digest or texts.digest_of(problem)
+        if digest not in texts.config_told(self._said_by_us(pull)):
+            self._write_comment(pull, texts.config_comment(problem, digest=digest))
+
+    def _publish(self, found: list[Found]) -> Outcome:
+        views = [one.view for one in found]
+        if (quick := self._unchanged(found)) is not None:
+            return self.outcome(quick)
+        # Read and committed at one commit: what its owner pushes meanwhile is merged by the Hub, not undone by us.
+        parent = self._hub.repo(self._repo.id).sha
+        try:
+            main = _card_text(self._hub, self._repo.id, revision=parent or "main")
+            standing = cards.find(main)
+        except (cards.CardError, FileTooLargeError) as error:
+            return self.outcome(Decision("nothing", str(error)))
+        card_key = standing.key if standing else None
+        decision = decide(key=self._key, card_key=card_key, pulls=views, standing=self._standing())
+        if decision.action == "open":
+            sweep_owner(self._store, self._hub, self._repo.id, now=self._now)
+            decision = decide(key=self._key, card_key=card_key, pulls=views, standing=self._standing())
+        if decision.action not in ("open", "update"):
+            return self.outcome(decision)
+        section = self.section()
+        try:
+            placed = section.on(main)
+        except cards.CardError as error:
+            return self.outcome(Decision("nothing", str(error)))
+        if placed.note:
+            decision = replace(decision, reason=f"{decision.reason} {placed.note}")
+        files = {CARD: placed.card.encode("utf-8", "surrogateescape"), **section.files}
+        if decision.action == "update":
+            whole = next(one.whole for one in found if one.view.num == decision.num)
+            assert whole is not None
+            return self._update(decision, whole, section, files, main=main)
+        done = self._commit(
+            lambda: self._hub.open_pull(
+                self._repo.id, files=files, title=texts.pull_title(), body=self.body(), parent=parent
+            )
+        )
+        if done.num is not None:
+            self._has_pull = True
+            self._newest = HubPull(done.num, texts.pull_title(), "open", done.url or "")
+            self._save(done.num, key=self._key, status="open", url=done.url)
+        return self.outcome(replace(decision, num=done.num), done.url)
+
+    def _unchanged(self, found: Sequence[Found]) -> Decision | None:
+        """That an open pull tells these figures of main as last seen, where that can be said without reading cards."""
+        last = self._store.publishing.get(self._repo.id)
+        if last is None or last.sha is None or last.sha != self._repo.sha:
+            return None
+        for view in (one.view for one in found):
+            ours = view.status in OPEN and view.mine and not view.foreign
+            if ours and (view.num, view.key) == (last.num, self._key):
+                return _has_these(view.num)
+        return None
+
+    def _update(
+        self, decision: Decision, pull: HubPull, section: Section, files: dict[str, bytes], *, main: str
+    ) -> Outcome:
+        """Put the new card on the pull's own ref, unless it is there already."""
+        revision = pull.head or f"refs/pr/{pull.num}"
+        theirs = _text(self._hub.read(self._repo.id, CARD, revision=revision, limit=CARD_LIMIT))
+        if section.says(theirs, main=main):
+            self._save(pull.num, key=self._key, status="open", url=pull.url)
+            return self.outcome(_has_these(pull.num))
+        told = decode(theirs) or self._told_in_file(revision)
+        self._commit(
+            lambda: self._hub.update_pull(
+                self._repo.id, pull.num, files=files, title=texts.pull_title(), body=self.body(), parent=pull.head
+            )
+        )
+        self._save(pull.num, key=self._key, status="open", url=pull.url)
+        self._tell_changes(pull, told)
+        return self.outcome(decision, pull.url)
+
+    def _told_in_file(self, revision: str) -> DataBlock | None:
+        if self._config.data != "file":
+            return None
+        data = self._hub.read(self._repo.id, FILE, revision=revision, limit=CARD_LIMIT)
+        return decode_file(data) if data else None
+
+    def _tell_changes(self, pull: HubPull, before: DataBlock | None) -> None:
+        """A comment, once a day at most, where another file may be the right one to pick now."""
+        changed = changes(before, data_of(self._rows)) if before else None
+        last = texts.changed_at(self._said_by_us(pull))
+        if changed and (last is None or last <= self._now - DAY):
+            self._write_comment(pull, texts.changed_comment(changed, now=self._now))
+
+    def _said_by_us(self, pull: HubPull) -> list[str]:
+        us = {self._hub.whoami(), pull.author}
+        return [comment.text for comment in pull.comments if comment.author in us]
+
+    def section(self) -> Section:
+        """The section of the repo's rows."""
+        return make_section(
+            self._rows,
+            self._config,
+            endpoint=self._hub.endpoint,
+            project_url=self._settings.project_url,
+            leaderboard_url=self._settings.leaderboard_url,
+        )
+
+    def body(self) -> str:
+        """The pull's first comment."""
+        return render_pull_body(
+            self._rows, key=self._key, endpoint=self._hub.endpoint, leaderboard_url=self._settings.leaderboard_url
+        )
+
+    def _commit(self, call: Callable[[], Committed]) -> Committed:
+        return write(self._store, self._hub, call, now=self._now)
+
+    def _write_comment(self, pull: HubPull, text: str) -> None:
+        write(self._store, self._hub, lambda: self._hub.comment(self._repo.id, pull.num, text), now=self._now)
+
+    def _save(self, num: int, *, key: str, status: str, url: str | None) -> None:
+        if not self._hub.dry_run:
+            self._store.results.save_pull(self._repo.id, num, key=key, status=status, url=url, now=self._now)
 
 
-def _says(card: str, *, key: str, main: str) -> bool:
-    """Whether a pull's card tells these figures and is main's card otherwise; wording alone is no reason to commit."""
-    try:
-        found = cards.find(card)
-        return found is not None and found.key == key and cards.remove(card) == cards.remove(main)
-    except cards.CardError:
-        return False
+def _has_these(num: int) -> Decision:
+    return Decision("nothing", f"Pull {num} has these figures.", num)
 
 
-def _no_quality(rows: list[DatasetRow]) -> str | None:
+def _no_quality(rows: Sequence[DatasetRow]) -> str | None:
     """Why there is a reference but no quality figure; None when there is one, or can be none.
 
     A card is not the place for a corpus that is too short or a baseline that could not be recorded.
@@ -197,45 +323,6 @@ def _no_quality(rows: list[DatasetRow]) -> str | None:
     if not any(row.reference_key for row in quants) or any(row.kld_mean is not None for row in quants):
         return None
     return next((row.reason for row in quants if row.reason), "its measurements have not ended")
-
-
-def known_pulls(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> list[PullView]:
-    """Our pulls in a repo as the Hub has them, found by author and marker, and stored.
-
-    The Hub is the truth: a lost database or a lost response never makes a second pull.
-    """
-    stored = {pull.num: pull for pull in store.results.pulls(repo_id)}
-    views = []
-    for found in hub.my_pulls(repo_id):
-        known = stored.get(found.num)
-        ended = found.status in ("closed", "merged")
-        if known and ended:
-            view = PullView(found.num, found.status, known.key)
-        else:
-            whole = hub.pull(repo_id, found.num)
-            marker = _MARKER.search(whole.body)
-            if not marker and not known:
-                continue
-            view = PullView(
-                found.num, found.status, known.key if known else marker[1] if marker else "", _foreign(whole, hub)
-            )
-        views.append(view)
-        if not known or known.status != view.status:
-            store.results.save_pull(repo_id, view.num, key=view.key, status=view.status, url=found.url, now=now)
-    # Pulls that we know of and the list lacks, opened under another account of ours, say: a no is a no all the same.
-    for num in stored.keys() - {view.num for view in views}:
-        try:
-            whole = hub.pull(repo_id, num)
-        except HubNotFoundError:
-            continue
-        views.append(PullView(num, whole.status, stored[num].key, _foreign(whole, hub)))
-        store.results.save_pull(repo_id, num, key=stored[num].key, status=whole.status, url=whole.url, now=now)
-    return views
-
-
-def _foreign(pull: HubPull, hub: HubDoor) -> bool:
-    """Whether somebody besides us committed to the pull."""
-    return bool(pull.authors - {hub.whoami(), pull.author})
 
 
 def _text(data: bytes | None) -> str:
@@ -256,20 +343,23 @@ def _card_text(hub: HubDoor, repo_id: str, *, revision: str) -> str:
     return text
 
 
-def _url(hub: HubDoor, repo_id: str, num: int | None) -> str | None:
-    return f"{hub.endpoint}/{repo_id}/discussions/{num}" if num else None
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a pull would be if manners were no matter: main's card, the new one, title and first comment."""
+
+    before: str
+    after: str
+    title: str
+    body: str
 
 
-def preview(hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> tuple[str, str]:
-    """(card as it is, card as it would be) for ``quantcard card``.
+def preview(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> Preview:
+    """A repo's pull for ``quantcard card --dry-run``, whether or not it would be opened now.
 
     Raises:
         HubError: the card can't be read.
         CardError: its markers are damaged.
     """
-    text = _card_text(hub, repo.id, revision="main")
-    body = render_section(
-        rows, endpoint=hub.endpoint, project_url=settings.project_url, leaderboard_url=settings.leaderboard_url
-    )
-    key = figures_key(rows)
-    return text, cards.splice(text, body, key=key, position=str(repo.config.get("position", "end")))
+    visit = _Visit(store, hub, settings, repo, rows, now=0.0, settled=True)
+    before = _card_text(hub, repo.id, revision="main")
+    return Preview(before, visit.section().on(before).card, texts.pull_title(), visit.body())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -116,18 +116,21 @@ def rank(rows: Sequence[DatasetRow]) -> Ranking:
     return Ranking(ranked, apart)
 
 
-def render_section(rows: Sequence[DatasetRow], *, endpoint: str, project_url: str, leaderboard_url: str) -> str:
-    """The section of a repo's card from its rows (all of one repo), largest file first."""
+def render_section(
+    rows: Sequence[DatasetRow], *, endpoint: str, project_url: str, leaderboard_url: str, only: Collection[str] = ()
+) -> str:
+    """The section of a repo's card from its rows (all of one repo), largest file first; ``only``: see :func:`table`."""
     ordered = sorted(distinct_labels(rows), key=lambda row: (-row.size_bytes, row.variant))
     ranking = rank(ordered)
     by_label = {row.label: row for row in ordered}
     n_prompt = next((row.n_prompt for row in ordered if row.n_prompt), 512)
     n_gen = next((row.n_gen for row in ordered if row.n_gen), 128)
     first = next((row for row, c in ranking.ranked if not c.is_reference), ordered[0])
-    columns, cells = table(ordered, ranking, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen)
-    return _render(
+    columns, cells = table(ordered, ranking, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen, only=only)
+    return fill(
         "section.md.j2",
         verdict=Markup(_verdict(ranking, ordered)),
+        disputed=next((row.disputed for row in ordered if row.disputed), None),
         picks=[
             {
                 "purpose": pick.purpose,
@@ -174,8 +177,11 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
     ]
     reference = next((row for row in rows if row.reference_variant), None)
     quants = [row for row in rows if not row.is_reference]
-    return _render(
+    command = next((row.command for row in rows if row.command and not row.is_reference), None)
+    return fill(
         "pull-body.md.j2",
+        protocol=code(rows[0].protocol_name),
+        command=fenced(command.replace(" && quantcard ", "\nquantcard "), "sh") if command else None,
         n_files=sum(row.kld_mean is not None or row.tg_ts is not None for row in quants),
         n_left=sum(row.kld_mean is None and row.tg_ts is None for row in quants),
         n_imported=sum(bool(row.quality_imported or row.speed_imported) for row in quants),
@@ -196,10 +202,11 @@ def render_dataset_card(n_rows: int) -> str:
         {"name": Markup(name), "meaning": field.description or name.replace("_", " ")}
         for name, field in DatasetRow.model_fields.items()
     ]
-    return _render("dataset-card.md.j2", n_rows=n_rows, schema_version=SCHEMA_VERSION, columns=columns)
+    return fill("dataset-card.md.j2", n_rows=n_rows, schema_version=SCHEMA_VERSION, columns=columns)
 
 
-def _render(name: str, **context: Any) -> str:
+def fill(name: str, **context: Any) -> str:
+    """A template with its values; every string that is no Markup is escaped."""
     return _ENVIRONMENT.get_template(name).render(**context)
 
 
@@ -210,7 +217,8 @@ def _file(row: DatasetRow, endpoint: str) -> Markup:
 def _reference(row: DatasetRow, *, own: str = "") -> Markup:
     """The reference's name, with its repo where that is another one, else with ``own`` before it."""
     name = code(str(row.reference_variant))
-    return Markup(own + name if row.reference_repo == row.repo_id else f"{name} of {code(str(row.reference_repo))}")
+    told = own + name if row.reference_repo == row.repo_id else f"{name} of {code(str(row.reference_repo))}"
+    return Markup(f"{told} (itself quantized, so figures flatter)" if row.reference_kind == "q8_0" else told)
 
 
 def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
@@ -218,7 +226,7 @@ def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
     if all(c.is_reference for c in ranking.candidates):
         if any(row.quality_imported for row in rows):
             return "Quality was measured elsewhere only and imported; no file is recommended on that."
-        reason = next((row.reason for row in rows if row.reason and row.state == "measured"), None)
+        reason = next((row.reason for row in rows if row.reason and row.state in ("measured", "no-reference")), None)
         if reason:
             return f"Quality could not be measured here, only speed. {escape(reason)}"
         if any(row.state == "waiting" for row in rows):
@@ -230,24 +238,33 @@ _Cell = Callable[[DatasetRow], str | None]
 
 
 def table(
-    rows: Sequence[DatasetRow], ranking: Ranking, *, endpoint: str, n_prompt: int, n_gen: int
+    rows: Sequence[DatasetRow],
+    ranking: Ranking,
+    *,
+    endpoint: str,
+    n_prompt: int,
+    n_gen: int,
+    only: Collection[str] = (),
 ) -> tuple[list[dict[str, Markup]], list[list[Markup]]]:
-    """(columns with title and alignment, cells): a column nobody has a figure for is left out."""
-    figures: list[tuple[str, _Cell]] = [
-        ("bpw", lambda r: None if r.bpw is None else f"{r.bpw:.2f}"),
-        ("Size", lambda r: size(r.size_bytes)),
-        ("Mean KLD", lambda r: _interval(r.kld_mean, r.kld_stderr)),
-        ("99.9 % KLD", lambda r: None if r.kld_p99_9 is None else significant(_floored(r.kld_p99_9, r))),
-        ("Same top p", lambda r: None if r.same_top is None else percent(r.same_top)),
-        ("PPL ratio", lambda r: _interval(r.ppl_ratio, r.ppl_ratio_stderr, most=4)),
-        (f"pp{n_prompt} t/s", lambda r: None if r.pp_ts is None else speed(r.pp_ts, r.pp_ts_stddev)),
-        (f"tg{n_gen} t/s", lambda r: None if r.tg_ts is None else speed(r.tg_ts, r.tg_ts_stddev)),
-        ("Memory", _memory),
+    """(columns with title and alignment, cells): a column nobody has a figure for is left out.
+
+    ``only``: the columns that are wanted, as ``.quantcard.yml`` names them (first in each line below); empty: all.
+    """
+    figures: list[tuple[str, str, _Cell]] = [
+        ("bpw", "bpw", lambda r: None if r.bpw is None else f"{r.bpw:.2f}"),
+        ("size", "Size", lambda r: size(r.size_bytes)),
+        ("kld", "Mean KLD", lambda r: _interval(r.kld_mean, r.kld_stderr)),
+        ("kld-99.9", "99.9 % KLD", lambda r: None if r.kld_p99_9 is None else significant(_floored(r.kld_p99_9, r))),
+        ("same-top", "Same top p", lambda r: None if r.same_top is None else percent(r.same_top)),
+        ("ppl-ratio", "PPL ratio", lambda r: _interval(r.ppl_ratio, r.ppl_ratio_stderr, most=4)),
+        ("pp", f"pp{n_prompt} t/s", lambda r: None if r.pp_ts is None else speed(r.pp_ts, r.pp_ts_stddev)),
+        ("tg", f"tg{n_gen} t/s", lambda r: None if r.tg_ts is None else speed(r.tg_ts, r.tg_ts_stddev)),
+        ("memory", "Memory", _memory),
     ]
     front = pareto(ranking.candidates)
     on_front = {row.id for (row, c), yes in zip(ranking.ranked, front, strict=True) if yes and not c.is_reference}
     notes = [_notes(row, row.id in on_front, ranking) for row in rows]
-    shown = [(title, [cell(row) for row in rows]) for title, cell in figures]
+    shown = [(title, [cell(row) for row in rows]) for name, title, cell in figures if not only or name in only]
     shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
     columns = [{"title": Markup("Quant"), "align": Markup("---")}]
     columns += [{"title": Markup(title), "align": Markup("--:")} for title, _ in shown]
@@ -310,6 +327,8 @@ def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
         notes.append("only its speed was measured" if row.tg_ts is not None else "not measured yet")
     elif row.state == "stale":
         notes.append(f"outdated{reason}")
+    elif row.state == "no-reference" and ranking.ranked:
+        notes.append(f"no reference{reason}")
     elif row.reason and row.kld_mean is not None:
         # Without a KLD the reason is the verdict's: there is no reference, for this file or any.
         notes.append(str(escape(row.reason)))
@@ -331,6 +350,8 @@ def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
         floor = reference.noise_floor
         known = "" if floor is None else f"; measured against itself it has a mean KLD of {_floor(floor)} (noise floor)"
         parts.append(f"The original here is {_reference(reference)}{known}.")
+        if reference.reference_kind == "proven":
+            parts.append(f"Its sampled weights are those of {code(str(reference.base_model))}.")
     if any(row.tg_ts is not None for row in rows):
         parts.append(
             "Speeds: mean ± standard deviation of the repetitions on the machine named below; compare them only with "

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 from bot.intake.references import Choice
+from bot.intake.templates import template_flags
 from bot.intake.view import View
-from bot.queue.plan import jobs_for, measurable
+from bot.publish.states import found_invalid, state_of, unread
+from bot.queue.plan import jobs_for
 from bot.store import Store
-from bot.store.jobs import Job
 from bot.store.repos import Repo, Variant
-from core.audit import flags_under
+from core.audit import Flag, flags_under
 from core.canonical import canonical_json, fingerprint
 from core.contract import QualityResult, SpeedResult
-from core.dataset import DatasetRow, RowState
-from core.errors import NonFiniteLogitsError
+from core.dataset import DatasetRow
 from core.protocol import Protocol
 
 #: The choice for files that are gone: their figures stay against the reference that they were measured with.
@@ -31,17 +32,20 @@ _NO_FIGURES = ("timings", "tokens_path", "tokens_sha256")
 
 def current_rows(store: Store, seen: View, protocol: Protocol, *, repo_id: str | None = None) -> list[DatasetRow]:
     """A row for every current variant (of one repo or all), the reference's own row among them."""
-    return [
-        _row(store, seen.repos[variant.repo_id], variant, choice, protocol)
-        for variant, choice in seen.choices
-        if repo_id is None or variant.repo_id == repo_id
-    ]
+    rows = []
+    for one in seen.repos if repo_id is None else [repo_id]:
+        if pairs := seen.of(one):
+            repo = seen.repos[one]
+            # Flags that a file's own header does not tell; whatever else finds such is added here.
+            more = template_flags(store, repo, [v for v, _ in pairs], base_model=seen.base(one).id)
+            rows += [_row(store, repo, v, choice, protocol, more=more.get(v.id, ())) for v, choice in pairs]
+    return rows
 
 
-def stale_rows(store: Store, seen: View, protocol: Protocol) -> list[DatasetRow]:
+def stale_rows(store: Store, seen: View, protocol: Protocol, *, repo_id: str | None = None) -> list[DatasetRow]:
     """Rows of measured files that were since replaced or removed; they stay visible, marked."""
     rows = []
-    for variant in store.repos.variants(states=("stale", "removed")):
+    for variant in store.repos.variants(repo_id, states=("stale", "removed")):
         row = _row(store, seen.repos[variant.repo_id], variant, _WHATEVER_IT_WAS, protocol)
         if row.kld_mean is not None or row.tg_ts is not None:
             was = "replaced by a newer file of the same name" if variant.state == "stale" else "removed from the repo"
@@ -50,18 +54,18 @@ def stale_rows(store: Store, seen: View, protocol: Protocol) -> list[DatasetRow]
 
 
 def settled(store: Store, seen: View, protocol: Protocol, repo_id: str) -> bool:
-    """Whether every job of a repo's current variants has ended, so that its section would be whole."""
-    keys = [
-        job.key
-        for variant, choice in seen.choices
-        if variant.repo_id == repo_id
-        for job in jobs_for(variant, choice, protocol)
-    ]
+    """Whether every header of a repo's current variants was read and every job ended: its section would be whole."""
+    pairs = seen.of(repo_id)
+    keys = [job.key for variant, choice in pairs for job in jobs_for(variant, choice, protocol)]
     found = store.jobs.by_keys(keys)
-    return all(key in found and found[key].state in ("done", "dead") for key in keys)
+    return not any(unread(variant) for variant, _ in pairs) and all(
+        key in found and found[key].state in ("done", "dead") for key in keys
+    )
 
 
-def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: Protocol) -> DatasetRow:
+def _row(
+    store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: Protocol, *, more: Sequence[Flag] = ()
+) -> DatasetRow:
     reference = choice.reference
     against = reference.key if reference else None
     measured = store.results.measurements(variant.key, protocol.fingerprint, reference_key=against)
@@ -73,10 +77,11 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
     if quality and quality.result.imported and found_invalid(jobs.get("quality")):
         quality = None
     found = variant.inspection
+    known = flags_under(found, protocol.corpus) if found else []
     q = quality.result if quality and isinstance(quality.result, QualityResult) else None
     s = speed.result if speed and isinstance(speed.result, SpeedResult) else None
     imported = q is not None and q.imported is not None
-    state, reason = _state(
+    state, reason = state_of(
         variant, choice, has_quality=q is not None, has_speed=s is not None, jobs=jobs, imported=imported
     )
     # Of two machines the one that measured here, since speeds are compared by it.
@@ -109,49 +114,23 @@ def _row(store: Store, repo: Repo, variant: Variant, choice: Choice, protocol: P
         n_params=found.n_params if found else None,
         bpw=found.bpw if found else None,
         imatrix_file=found.imatrix.file if found and found.imatrix else None,
-        flags=canonical_json([flag.model_dump() for flag in flags_under(found, protocol.corpus)]) if found else "[]",
+        flags=canonical_json([flag.model_dump() for flag in [*known, *more]]),
         protocol_name=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
         protocol_json=canonical_json(protocol.model_dump(mode="json")),
         reference_repo=reference.repo_id if reference else None,
         reference_variant=reference.name if reference else None,
         reference_key=reference.key if reference else (quality.reference_key if quality else None),
+        reference_kind=None if choice is _WHATEVER_IT_WAS else choice.kind,
+        reference_reason=choice.reason or None,
         noise_floor=_noise_floor(floor.result) if floor else None,
         ppl_base=base.ppl.value if base else None,
         environment_fingerprint=environment.fingerprint if environment else None,
         environment_json=canonical_json(environment.model_dump(mode="json")) if environment else None,
         measured_at=datetime.fromtimestamp(max(times), UTC) if times else None,
+        disputed=store.answers.disputed(repo.id),
     )
     return row.model_copy(update=_quality_columns(q) | _speed_columns(s) | _command(q, variant, reference, protocol))
-
-
-def _state(
-    variant: Variant,
-    choice: Choice,
-    *,
-    has_quality: bool,
-    has_speed: bool,
-    jobs: dict[str, Job],
-    imported: bool = False,
-) -> tuple[RowState, str | None]:
-    if not measurable(variant):
-        return "failed", variant.note
-    if choice.reference is None:
-        return ("measured", choice.reason) if has_speed else ("waiting", choice.reason)
-    job = jobs.get("quality")
-    if has_quality:
-        speed = jobs.get("speed")
-        if imported and job and job.state == "dead":
-            return "measured", f"Not measured here: {job.error}"
-        return "measured", f"No speed: {speed.error}" if speed and speed.state == "dead" and not has_speed else None
-    if job and job.state == "dead":
-        return "failed", job.error
-    return "waiting", None
-
-
-def found_invalid(job: Job | None) -> bool:
-    """Whether a quality job ended with logits that are no numbers: a finding, which no imported figure hides."""
-    return job is not None and job.state == "dead" and job.error_type == NonFiniteLogitsError.__name__
 
 
 def _noise_floor(control: QualityResult | SpeedResult) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from bot.intake.references import Choice
 from bot.store.jobs import NewJob
@@ -25,12 +25,15 @@ def measurable(variant: Variant) -> bool:
 
 
 def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJob]:
-    """Baseline (once per reference), quality and speed of one variant; a baseline stands before what waits for it."""
+    """Baseline (once per reference), quality and speed of one variant; a baseline stands before what waits for it.
+
+    Whose reference it is does not matter to a key: one baseline serves all uploaders of a model.
+    """
     if not measurable(variant):
         return []
     jobs = []
     reference = choice.reference
-    if reference is not None and measurable(reference):
+    if reference is not None and choice.refused is None and measurable(reference):
         baseline_key = job_key("baseline", variant_key=reference.key, protocol=protocol, reference_key=None)
         jobs.append(
             NewJob(
@@ -66,7 +69,7 @@ def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJo
     return jobs
 
 
-def plan(pairs: Sequence[tuple[Variant, Choice]], protocol: Protocol) -> list[NewJob]:
+def plan(pairs: Iterable[tuple[Variant, Choice]], protocol: Protocol) -> list[NewJob]:
     """All jobs of these variants, each key once, in an order in which dependencies come first."""
     seen: dict[str, NewJob] = {}
     for variant, choice in pairs:

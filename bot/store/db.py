@@ -182,30 +182,65 @@ def m003_the_bot(db: Database) -> None:
     ALTER TABLE repos ADD COLUMN due_at REAL;
     ALTER TABLE repos ADD COLUMN error TEXT;
     ALTER TABLE repos ADD COLUMN stopped TEXT;
-    ALTER TABLE variants ADD COLUMN audited_at REAL;
+    ALTER TABLE repos ADD COLUMN to_plan INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE variants ADD COLUMN audit_at REAL;
+    CREATE INDEX variants_by_key ON variants(key);
+    CREATE INDEX variants_to_audit ON variants(audit_at) WHERE audit_at IS NOT NULL;
+    CREATE INDEX repos_to_plan ON repos(to_plan) WHERE to_plan;
     CREATE INDEX repos_by_base ON repos(base_model COLLATE NOCASE);
     CREATE INDEX repos_due ON repos(due_at) WHERE due_at IS NOT NULL;
+    CREATE INDEX follows_by_name ON follows(name COLLATE NOCASE);
     CREATE TABLE publishing (
       repo_id TEXT PRIMARY KEY, key TEXT NOT NULL, sha TEXT, action TEXT NOT NULL, reason TEXT NOT NULL,
       num INTEGER, at REAL NOT NULL, next_at REAL
     );
     INSERT INTO publishing (repo_id, key, action, reason, at, next_at) SELECT id, '', 'new', '', 0, 0 FROM repos;
     CREATE TABLE answers (
-      comment_id TEXT PRIMARY KEY, repo_id TEXT NOT NULL, num INTEGER NOT NULL, author TEXT NOT NULL,
-      word TEXT NOT NULL, text TEXT NOT NULL, answer TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL
+      id INTEGER PRIMARY KEY, comment_id TEXT NOT NULL, place INTEGER NOT NULL, repo_id TEXT NOT NULL,
+      num INTEGER NOT NULL, author TEXT NOT NULL, word TEXT NOT NULL, text TEXT NOT NULL, answer TEXT NOT NULL,
+      state TEXT NOT NULL, note TEXT, said_at REAL, told_at REAL, at REAL NOT NULL, UNIQUE (comment_id, place)
     );
+    CREATE INDEX answers_by_repo ON answers(repo_id, num);
+    CREATE INDEX repos_by_name ON repos(id COLLATE NOCASE);
+    CREATE INDEX variants_wide ON variants(repo_id) WHERE state = 'current' AND note IS NULL
+      AND json_extract(inspection, '$.bpw') >= 8;
     CREATE TABLE proofs (
-      reference_key TEXT NOT NULL, base_model TEXT NOT NULL, base_sha TEXT, verdict TEXT NOT NULL,
-      detail TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (reference_key, base_model)
+      reference_key TEXT NOT NULL, base_model TEXT NOT NULL COLLATE NOCASE, base_sha TEXT, verdict TEXT NOT NULL,
+      detail TEXT NOT NULL, salt TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (reference_key, base_model)
     );
+    CREATE INDEX proofs_by_base ON proofs(base_model, verdict);
     CREATE TABLE templates (sha256 TEXT PRIMARY KEY, text TEXT NOT NULL);
     CREATE TABLE bases (
-      id TEXT PRIMARY KEY, sha TEXT, template_sha256 TEXT, note TEXT, at REAL NOT NULL
+      id TEXT PRIMARY KEY COLLATE NOCASE, sha TEXT, template_sha256 TEXT, others TEXT NOT NULL DEFAULT '[]',
+      complete INTEGER NOT NULL DEFAULT 1, note TEXT, at REAL NOT NULL
     );
     CREATE TABLE published_files (
-      dataset TEXT NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (dataset, path)
+      dataset TEXT NOT NULL, path TEXT NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL DEFAULT '',
+      PRIMARY KEY (dataset, path)
     )
     """
     for statement in statements.split(";"):
         if statement.strip():
             db.conn.execute(statement)
+    # Whatever ends a job or brings a figure, the cards that tell of it are decided anew.
+    touch = (
+        "INSERT INTO publishing (repo_id, key, action, reason, at, next_at) "
+        "SELECT DISTINCT repo_id, '', 'new', '', 0, {} FROM variants WHERE {} ON CONFLICT (repo_id) DO UPDATE SET "
+        "next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at);"
+    )
+    db.conn.execute(
+        "CREATE TRIGGER job_ended AFTER UPDATE OF state ON jobs WHEN NEW.state IN ('done', 'dead') BEGIN "
+        + touch.format("NEW.updated_at", "id = NEW.variant_id")
+        + " END"
+    )
+    # One pull that ended may be what the owner's others wait for.
+    db.conn.execute(
+        "CREATE TRIGGER pull_ended AFTER UPDATE OF status ON pulls WHEN NEW.status <> OLD.status BEGIN "
+        "UPDATE publishing SET next_at = MIN(COALESCE(next_at, NEW.updated_at), NEW.updated_at) WHERE action = 'wait' "
+        "AND substr(repo_id, 1, instr(repo_id, '/')) = substr(NEW.repo_id, 1, instr(NEW.repo_id, '/')); END"
+    )
+    db.conn.execute(
+        "CREATE TRIGGER measured AFTER INSERT ON measurements BEGIN "
+        + touch.format("NEW.created_at", "key = NEW.variant_key")
+        + " END"
+    )

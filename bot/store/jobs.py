@@ -7,6 +7,7 @@ Retryable failures come back later, others are dead at once, with the reason.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,6 +234,28 @@ class Jobs:
             row = self._by_key(key)
             if row and row["state"] in ("done", "dead"):
                 self._again(row["id"], reason, now)
+
+    def remeasure(self, repo_id: str, *, protocols: Collection[str], now: float) -> int:
+        """Queue the ended quality and speed jobs of a repo's current files once more; returns how many.
+
+        Args:
+            protocols: fingerprints of the protocols that are meant.
+        """
+        with immediate(self._db):
+            rows = self._db.query(
+                "SELECT id, protocol FROM jobs WHERE kind IN ('quality', 'speed') AND state IN ('done', 'dead') "
+                "AND variant_id IN (SELECT id FROM variants WHERE key IN "
+                "(SELECT key FROM variants WHERE repo_id = ? AND state = 'current'))",
+                (repo_id,),
+            )
+            found = [
+                row["id"]
+                for row in rows
+                if Protocol.model_validate(json.loads(row["protocol"])).fingerprint in protocols
+            ]
+            for job_id in found:
+                self._again(job_id, "the repo's owner asked for it", now)
+        return len(found)
 
     def job(self, job_id: int) -> Job | None:
         """One job, or None."""

@@ -137,9 +137,36 @@ class Repos:
             return _repo(row)
         return None
 
+    def named(self, repo_id: str) -> Repo | None:
+        """A repo looked into before by its name in either case, or None."""
+        for row in self._db.query("SELECT * FROM repos WHERE id = ? COLLATE NOCASE LIMIT 1", (repo_id,)):
+            return _repo(row)
+        return None
+
+    def ids(self) -> list[str]:
+        """The ids of all repos, in order."""
+        return [row["id"] for row in self._db.query("SELECT id FROM repos ORDER BY id")]
+
+    def ids_of_base(self, base_model: str) -> list[str]:
+        """The ids of the repos that name a base model."""
+        rows = self._db.query("SELECT id FROM repos WHERE base_model = ? COLLATE NOCASE ORDER BY id", (base_model,))
+        return [row["id"] for row in rows]
+
     def repos(self) -> list[Repo]:
         """All repos looked into, by id."""
         return [_repo(row) for row in self._db.query("SELECT * FROM repos ORDER BY id")]
+
+    def any(self) -> bool:
+        """Whether any repo is known."""
+        return any(True for _ in self._db.query("SELECT 1 FROM repos LIMIT 1"))
+
+    def measured(self) -> list[str]:
+        """The repos with a file that was measured or could not be, by id."""
+        rows = self._db.query(
+            "SELECT DISTINCT repo_id FROM variants WHERE key IN (SELECT variant_key FROM measurements) "
+            "OR id IN (SELECT variant_id FROM jobs WHERE state = 'dead') ORDER BY repo_id"
+        )
+        return [row["repo_id"] for row in rows]
 
     def save_repo(
         self,
@@ -159,10 +186,22 @@ class Repos:
                 "INSERT INTO repos (id, sha, last_modified, source, note, base_model, config, seen_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET sha = excluded.sha, "
                 "last_modified = excluded.last_modified, note = excluded.note, base_model = excluded.base_model, "
-                "config = excluded.config, seen_at = excluded.seen_at, "
+                "config = excluded.config, seen_at = excluded.seen_at, state = 'live', error = NULL, to_plan = 1, "
+                "due_at = CASE WHEN excluded.sha IS NULL THEN due_at END, "
+                "due_sha = CASE WHEN excluded.sha IS NULL THEN due_sha END, "
                 "source = CASE WHEN repos.source = 'follow' THEN 'follow' ELSE excluded.source END",
                 (repo_id, sha, last_modified, source, note, base_model, json.dumps(config), now),
             )
+
+    def set_stopped(self, repo_id: str, by: str | None) -> None:
+        """By whose word nothing is published in a repo any more; None: by nobody's."""
+        with immediate(self._db):
+            self._db.conn.execute("UPDATE repos SET stopped = ? WHERE id = ?", (by, repo_id))
+
+    def set_base_model(self, repo_id: str, base_model: str) -> None:
+        """What the headers of a repo's files name, where its card names nothing."""
+        with immediate(self._db):
+            self._db.conn.execute("UPDATE repos SET base_model = ? WHERE id = ?", (base_model, repo_id))
 
     def save_variants(
         self,
@@ -172,7 +211,11 @@ class Repos:
         revision: str,
         now: float,
     ) -> None:
-        """Make ``found`` (files, inspection, note) the repo's current variants; the others become stale or removed."""
+        """Make ``found`` (files, inspection, note) the repo's current variants; the others become stale or removed.
+
+        One with neither inspection nor note waits for its header to be read. One whose header said before that it
+        is no model stays none.
+        """
         found = list(found)
         names = {files.name for files, _, _ in found}
         with immediate(self._db):
@@ -184,9 +227,12 @@ class Repos:
             for files, inspection, note in found:
                 self._db.conn.execute(
                     "INSERT INTO variants (repo_id, name, key, label, files, size_bytes, revision, inspection, note, "
-                    "state, first_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'current', ?) "
-                    "ON CONFLICT (repo_id, name, key) DO UPDATE SET state = 'current', revision = excluded.revision, "
-                    "files = excluded.files, inspection = excluded.inspection, note = excluded.note",
+                    "state, first_seen, audit_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'current', ?, ?) "
+                    "ON CONFLICT (repo_id, name, key) DO UPDATE SET "
+                    "state = CASE WHEN state = 'no model' THEN state ELSE 'current' END, "
+                    "revision = excluded.revision, files = excluded.files, inspection = excluded.inspection, "
+                    "note = excluded.note, "
+                    "audit_at = CASE WHEN state = 'no model' THEN NULL ELSE excluded.audit_at END",
                     (
                         repo_id,
                         files.name,
@@ -198,6 +244,7 @@ class Repos:
                         inspection.model_dump_json() if inspection else None,
                         note,
                         now,
+                        now if inspection is None and note is None else None,
                     ),
                 )
 

@@ -192,6 +192,12 @@ class World:
             )
             return cycle.run()
 
+    def later(self, **more: Any) -> CycleReport:
+        """A cycle after so long that every list is read whole and every card decided anew."""
+        with Store(self.settings().db) as store:
+            store.publishing.touch_all(now=1.0)
+        return self.cycle(sweep_interval_s=1e-9, **more)
+
     def rows(self) -> dict[tuple[str, str, str], DatasetRow]:
         """Rows by repo, variant and state."""
         settings = self.settings()

@@ -19,7 +19,7 @@ from bot_helpers import BOT_TOKEN, CARD, DATASET, F16, READ_TOKEN, REPO, UP, Wor
 from bot.cli import run_app
 from bot.clock import SystemClock
 from bot.commands.common import open_hub
-from bot.hub import client
+from bot.hub import base
 from bot.queue import fetch
 from bot.queue.runners.local import JobStopped, run_job, scrubbed_environment
 from bot.queue.worker import Worker
@@ -30,7 +30,7 @@ from core.errors import HubAuthError, HubNotFoundError, HubRateLimitError, HubUn
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    monkeypatch.setattr(client, "_PAUSES", (0.05,))
+    monkeypatch.setattr(base, "_PAUSES", (0.05,))
     with World(tmp_path) as found:
         yield found
 

@@ -104,7 +104,7 @@ def test_another_address_of_the_hub_is_no_reason_to_commit(world: World) -> None
     commits, said = pull_commits(world), world.card("refs/pr/1")
     world.server.stop()
     world.server = HubServer(world.root).start()
-    report = world.cycle()
+    report = world.later()
     assert [outcome.decision.reason for outcome in report.outcomes] == ["Pull 1 has these figures."]
     assert pull_commits(world) == commits and world.card("refs/pr/1") == said
     with Store(world.settings().db) as store:
@@ -121,7 +121,8 @@ def test_a_pull_follows_what_its_owner_writes_on_the_card(world: World) -> None:
     report = world.cycle()
     assert [outcome.decision.action for outcome in report.outcomes] == ["update"]
     assert cards.remove(world.card("refs/pr/1").decode()).encode() == card
-    assert world.cycle().outcomes[0].decision.action == "nothing"
+    assert world.cycle().outcomes == [], "nothing happened since"
+    assert world.later().outcomes[0].decision.action == "nothing"
 
 
 def test_what_an_owner_pushes_between_our_read_and_our_commit_is_not_undone(
@@ -153,12 +154,12 @@ def test_a_closed_pull_is_a_no_to_every_account_of_ours(world: World) -> None:
     world.cycle()
     world.api().change_discussion_status(REPO, 1, "closed")
     seed.create_user(world.root, "quantbot-two", token="hf_two")
-    report = world.cycle(hf_token="hf_two", dataset="")
+    report = world.later(hf_token="hf_two", dataset="")
     assert [outcome.decision.action for outcome in report.outcomes] == ["nothing"]
     assert "closed" in report.outcomes[0].decision.reason and len(world.pulls()) == 1
     world.api().change_discussion_status(REPO, 1, "open")
     assert world.pulls()[0].author == BOT
-    assert world.cycle().outcomes[0].decision.reason == "Pull 1 has these figures."
+    assert world.later().outcomes[0].decision.reason == "Pull 1 has these figures."
 
 
 def test_small_ggufs_outside_lfs_are_known_by_their_bytes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

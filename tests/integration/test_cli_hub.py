@@ -67,7 +67,7 @@ def test_from_follow_to_pull_and_row(setting: Setting) -> None:
     done = setting.quantcard("follow", "uploader", "--consented")
     assert done.returncode == 0, done.stderr
     listed = json.loads(setting.quantcard("follows", "--json").stdout)
-    assert listed == [{"name": "uploader", "consented": True}]
+    assert listed == [{"name": "uploader", "kind": "owner", "consented": True}]
 
     dry = setting.quantcard("run", "--once", "--dry-run")
     assert dry.returncode == 0, dry.stderr
@@ -82,12 +82,12 @@ def test_from_follow_to_pull_and_row(setting: Setting) -> None:
     status = json.loads(setting.quantcard("status", "--json").stdout)
     assert status["jobs"] == {"done": 5}
     assert [(p["num"], p["status"]) for p in status["pulls"]] == [(1, "open")]
-    rows = {row["label"]: row for row in status["rows"]}
+    rows = {row["label"]: row for row in json.loads(setting.quantcard("status", REPO, "--json").stdout)["rows"]}
     assert rows["F16"]["is_reference"] and 0 < rows["Q4_K_M"]["kld_mean"] < 0.1
     assert all(row["state"] == "measured" for row in rows.values())
 
     again = setting.quantcard("run", "--once")
-    assert again.returncode == 0 and "Pull 1 has these figures" in again.stderr
+    assert again.returncode == 0 and "0 new or changed" in again.stderr and "Pull" not in again.stderr
     assert "0 new jobs queued" in again.stderr and "Published" not in again.stderr
 
 
@@ -138,7 +138,7 @@ def test_jobs_can_be_listed_and_shown(setting: Setting) -> None:
         (("run", "--once"), {"QUANTCARD_CORPUS": "no-such.txt"}, 3, "does not exist"),
         (("status",), {"QUANTCARD_CHUNKS": "many"}, 2, "chunks"),
         (("unfollow", "nobody"), {}, 2, "not followed"),
-        (("follow", "a/b/c"), {}, 2, "not an owner or a repo"),
+        (("follow", "a/b/c"), {}, 2, "not an owner, a repo or a collection"),
         (("card", "uploader/other"), {}, 2, "Nothing is measured"),
         (("status",), {"QUANTCARD_DB": "/dev/null/q.db"}, 6, "database"),
     ],

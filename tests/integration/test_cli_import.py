@@ -86,7 +86,7 @@ def test_an_import_is_marked_and_a_measurement_takes_its_place(world: World) -> 
     assert source["source"] == LOG.name and len(source["sha256"]) == 64
     assert parquet_rows(parquet_bytes([row])) == [row]
     assert rows_of(world)["demo-Q8_0.gguf"].measured_here
-    shown = quantcard(world, "status").stdout
+    shown = quantcard(world, "status", REPO).stdout
     assert "quality imported (llama-perplexity); speed imported (llama-bench)" in shown
 
     report = world.cycle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import tracemalloc
 from pathlib import Path
@@ -18,11 +19,14 @@ from core.gguf_header import (
     GGUFHeader,
     NeedMoreBytes,
     SkippedArray,
+    SkippedString,
     check_whole,
     parse_header,
     read_file_header,
     read_header,
+    read_ranges,
 )
+from core.gguf_walk import Walker
 
 MODELS = Path(__file__).parents[3] / "shared" / "data" / "models"
 SCALARS = {
@@ -102,7 +106,9 @@ def test_every_value_comes_back(written: Path) -> None:
     assert kv["test.tags"] == ["a", "b"]
     assert kv["test.numbers"] == [1, 2, 3]
     assert kv["test.floats"] == [0.5, 1.5]
-    assert kv["tokenizer.ggml.tokens"] == SkippedArray(int(GGUFValueType.STRING), 300)
+    tokens = b"".join(struct.pack("<Q", len(one)) + one for one in (f"token {i}".encode() for i in range(300)))
+    fingerprint = hashlib.sha256(struct.pack("<Q", 300) + tokens).hexdigest()
+    assert kv["tokenizer.ggml.tokens"] == SkippedArray(int(GGUFValueType.STRING), 300, fingerprint)
     assert kv["tokenizer.ggml.scores"] == SkippedArray(int(GGUFValueType.FLOAT32), 300)
     assert read_file_header(written).architecture == "llama"
 
@@ -292,16 +298,75 @@ def large(n_tokens: int) -> bytes:
     return header(n_kv=1, n_tensors=1, rest=kv + tensor("t", (1024,)))
 
 
-@pytest.mark.parametrize(("n_tokens", "ranges"), [(1000, 1), (150_000, 2), (700_000, 3)])
+@pytest.mark.parametrize(("n_tokens", "ranges"), [(1000, 1), (150_000, 2), (480_000, 3), (1_500_000, 5)])
 def test_few_ranges_are_asked_for(n_tokens: int, ranges: int) -> None:
     head = large(n_tokens)
     content = head + bytes(-len(head) % 32 + 4096 + (20 << 20))
     reader = Ranges(content)
-    found = read_header(reader, size=len(content), name="x")
-    assert found.kv["tokenizer.ggml.tokens"].length == n_tokens
-    assert len(reader.asked) <= ranges
+    found = read_ranges(reader, size=len(content), name="x")
+    assert found.header.kv["tokenizer.ggml.tokens"].length == n_tokens
+    assert found.ranges == len(reader.asked) <= ranges
     ends = [offset + length for offset, length in reader.asked]
     assert [offset for offset, _ in reader.asked] == [0, *ends[:-1]], "no byte is asked for twice"
+    assert found.bytes_read == ends[-1]
+
+
+@pytest.mark.parametrize("merges", [100, 50_000, 151_000, 300_000, 400_000])
+def test_a_large_vocabulary_with_merges_takes_three_ranges_and_sixteen_megabytes(merges: int) -> None:
+    """Tokens, types and merges of up to 12.5 MiB, whatever the guess makes of them."""
+    n = 151_936
+    arrays = [
+        (b"tokenizer.ggml.tokens", struct.pack("<IIQ", 9, 8, n) + b"".join(text("t" * (3 + i % 9)) for i in range(n))),
+        (b"tokenizer.ggml.token_type", struct.pack("<IIQ", 9, 5, n) + bytes(4 * n)),
+        (b"tokenizer.ggml.merges", struct.pack("<IIQ", 9, 8, merges) + text("ab cdefghijk") * merges),
+    ]
+    kv = b"".join(struct.pack("<Q", len(key)) + key + value for key, value in arrays)
+    head = header(n_kv=3, n_tensors=1, rest=kv + tensor("t", (1024,)))
+    content = head + bytes(-len(head) % 32 + 4096 + (20 << 20))
+    found = read_ranges(Ranges(content), size=len(content), name="x")
+    assert len(head) <= 25 << 19 and found.ranges <= 3 and found.bytes_read <= 16_000_000
+    assert found.header.kv["tokenizer.ggml.merges"].length == merges
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=40))
+def test_pieces_of_any_size_give_the_same_header(written: Path, cuts: list[float]) -> None:
+    content = written.read_bytes()
+    whole = parse_header(content, whole=True)
+    ends = sorted({int(cut * whole.data_start) for cut in cuts} | {whole.data_start})
+    walker, at = Walker("x"), 0
+    for end in ends:
+        done = walker.feed(content[at:end])
+        at = end
+        assert done or at < walker.needed <= whole.data_start
+        if done:
+            break
+    assert done and whole.data_start - 64 < walker.position <= whole.data_start
+    assert walker.kv == whole.kv
+    assert [info[0] for info in walker.infos] == [t.name for t in whole.tensors]
+
+
+def test_memory_stays_at_a_piece() -> None:
+    """Neither a long vocabulary nor a long string is kept, and no piece is kept behind the next."""
+    long = text("k") + struct.pack("<IQ", 8, 20 << 20) + b"x" * (20 << 20)
+    content = header(n_kv=2, rest=large(700_000)[24:-33] + long)
+    tracemalloc.start()
+    found = read_ranges(lambda at, n: content[at : at + n], size=len(content), name="x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.header.kv["k"] == SkippedString(20 << 20, hashlib.sha256(b"x" * (20 << 20)).hexdigest())
+    assert peak < 40 << 20
+
+
+def test_the_vocabulary_is_known_by_its_bytes() -> None:
+    def vocabulary(*tokens: str, key: str = "tokenizer.ggml.tokens") -> Any:
+        rest = text(key) + struct.pack("<IIQ", 9, 8, len(tokens)) + b"".join(text(one) for one in tokens)
+        return parse_header(header(n_kv=1, rest=rest), whole=True).kv[key]
+
+    found = vocabulary("a", "bc")
+    assert found.sha256 == hashlib.sha256(struct.pack("<Q", 2) + text("a") + text("bc")).hexdigest()
+    assert len({vocabulary(*tokens).sha256 for tokens in (("a", "bc"), ("ab", "c"), ("bc", "a"), ("a", "bc", ""))}) == 4
+    assert vocabulary("a", "bc", key="tokenizer.ggml.merges") == ["a", "bc"]
 
 
 def test_a_lying_length_is_not_fetched() -> None:

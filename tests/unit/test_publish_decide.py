@@ -1,4 +1,4 @@
-"""Manners of pulls, states of rows, bytes of the dataset."""
+"""Manners of pulls, keys of figures, bytes of the dataset."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 from rows import LADDER, row, sha
 
-from bot.intake.references import Choice
 from bot.publish.export import arrow_schema, parquet_bytes
-from bot.publish.pulls import PullView, decide
-from bot.publish.rows import _state, figures_key
-from bot.store.jobs import Job
-from bot.store.repos import Variant
+from bot.publish.manners import PullView, Standing, decide, held_back
+from bot.publish.rows import figures_key
 from bot.store.results import StoredPull
-from core.audit import inspect
 from core.dataset import DatasetRow
-from core.gguf_files import RepoFile
-from core.gguf_header import GGUFHeader
 
 
-def pull(status: str, num: int = 1, key: str = "old", foreign: bool = False) -> PullView:
-    return PullView(num, status, key, foreign)
+def pull(status: str, num: int = 1, key: str = "old", foreign: bool = False, mine: bool = True) -> PullView:
+    return PullView(num, status, key, foreign, mine)
 
 
-def stored(status: str, num: int = 1) -> StoredPull:
-    return StoredPull("owner/other", num, "old", status, None, 0.0)
+def stored(status: str, num: int = 1, repo: str = "other") -> StoredPull:
+    return StoredPull(f"owner/{repo}", num, "old", status, None, 0.0)
+
+
+NOW = 1_800_000_000.0
+TWO_CLOSED = [stored("closed", 1, "a"), stored("closed", 1, "b")]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +40,9 @@ def stored(status: str, num: int = 1) -> StoredPull:
         ({"pulls": [pull("draft", 4)]}, "update", "Pull 4 is open"),
         ({"pulls": [pull("closed", 3), pull("open", 4)]}, "update", "Pull 4"),
         ({"pulls": [pull("open", 4, foreign=True)], "consented": True}, "nothing", "left to them"),
+        ({"pulls": [pull("open", 4, mine=False)], "consented": True}, "nothing", "left to that one"),
         ({"pulls": [pull("closed", 3)], "consented": True}, "nothing", "left alone"),
+        ({"pulls": [pull("closed", 3, mine=False)], "consented": True}, "nothing", "left alone"),
         ({"pulls": [pull("merged", 2), pull("closed", 3)]}, "nothing", "Pull 3 was closed"),
         ({"pulls": [pull("closed", 2), pull("merged", 3)], "owner_pulls": [stored("merged")]}, "open", "no section"),
         ({"pulls": [pull("merged", 3, "new")], "owner_pulls": [stored("merged")]}, "nothing", "taken off"),
@@ -53,78 +53,44 @@ def stored(status: str, num: int = 1) -> StoredPull:
         ({"owner_pulls": [stored("merged"), *[stored("open", n) for n in range(2, 7)]]}, "wait", "5 open pulls"),
         ({"owner_pulls": [stored("draft", n) for n in range(5)], "consented": True}, "wait", "5 open pulls"),
         ({"owner_pulls": [stored("draft", n) for n in range(4)], "consented": True}, "open", "no section"),
-        ({"opened_last_hour": 20}, "wait", "20 pulls"),
-        ({"opened_last_hour": 19}, "open", "no section"),
-        ({"pulls": [pull("open", 4)], "opened_last_hour": 99, "owner_pulls": [stored("open")] * 9}, "update", "Pull 4"),
+        ({"opened": [NOW - 60.0] * 20}, "wait", "20 pulls"),
+        ({"opened": [NOW - 60.0] * 19}, "open", "no section"),
+        ({"opened": [NOW - 3601.0] * 99}, "open", "no section"),
+        ({"pulls": [pull("open", 4)], "opened": [NOW] * 99, "owner_pulls": [stored("open")] * 9}, "update", "Pull 4"),
+        # Two repos whose last pull was closed mute their owner; a merge elsewhere does not undo that, consent does.
+        ({"owner_pulls": TWO_CLOSED}, "wait", "closed in 2 repos"),
+        ({"owner_pulls": [*TWO_CLOSED, stored("merged", 1, "c")]}, "wait", "closed in 2 repos"),
+        ({"owner_pulls": TWO_CLOSED, "consented": True}, "open", "no section"),
+        ({"owner_pulls": TWO_CLOSED, "pulls": [pull("open", 4)]}, "update", "Pull 4"),
+        ({"owner_pulls": [*TWO_CLOSED[:1], stored("closed", 2, "a"), stored("merged", 1, "c")]}, "open", "no section"),
+        ({"owner_pulls": [*TWO_CLOSED, stored("merged", 2, "a")]}, "open", "no section"),
     ],
 )  # fmt: skip
 def test_manners(given: dict[str, Any], action: str, says: str) -> None:
-    known: dict[str, Any] = {
-        "key": "new", "card_key": None, "pulls": [], "owner_pulls": [], "consented": False, "open_per_owner": 5,
-        "per_hour": 20, "opened_last_hour": 0,
-    }  # fmt: skip
-    found = decide(**(known | given))
+    held = {"owner_pulls", "consented", "opened"} & given.keys()
+    standing = Standing(
+        pulls=given.get("owner_pulls", []),
+        consented=given.get("consented", False),
+        open_per_owner=5,
+        per_hour=20,
+        opened=given.get("opened", []),
+        now=NOW,
+    )
+    rest: dict[str, Any] = {"card_key": None, "pulls": []} | {n: v for n, v in given.items() if n not in held}
+    found = decide(key="new", standing=standing, **rest)
     assert found.action == action and says in found.reason
     assert found.reason.endswith(".")
+    assert (found.until is not None) is (action == "wait")
+    assert found.until is None or found.until > NOW
     assert (found.num is not None) is (action == "update" or "Pull" in found.reason or "left to" in found.reason)
 
 
-INSPECTION = inspect([GGUFHeader(3, {}, (), 0)], size_bytes=1, name="M.gguf")
-
-
-def variant(note: str | None = None, inspected: bool = True) -> Variant:
-    return Variant(
-        1,
-        "o/r",
-        "M.gguf",
-        "k",
-        "M",
-        (RepoFile("M.gguf", 1, "k"),),
-        1,
-        "c",
-        INSPECTION if inspected else None,
-        note,
-        "current",
-    )
-
-
-def job(kind: str, state: str, error: str = "It died.") -> Job:
-    fields = dict.fromkeys(Job.__dataclass_fields__, None) | {"kind": kind, "state": state, "error": error}
-    return Job(**fields)
-
-
-REFERENCE = Choice(variant(), "F16")
-NONE = Choice(None, "No reference.")
-
-
-@pytest.mark.parametrize(
-    ("given", "choice", "quality", "speed", "jobs", "expected"),
-    [
-        (variant("1 of 2 shards are there."), REFERENCE, False, False, [], ("failed", "1 of 2 shards are there.")),
-        (variant("It is damaged.", inspected=False), REFERENCE, False, False, [], ("failed", "It is damaged.")),
-        (variant(), NONE, False, False, [], ("waiting", "No reference.")),
-        (variant(), NONE, False, True, [], ("measured", "No reference.")),
-        (variant(), REFERENCE, False, False, [], ("waiting", None)),
-        (variant(), REFERENCE, False, True, [], ("waiting", None)),
-        (variant(), REFERENCE, False, False, [job("quality", "queued")], ("waiting", None)),
-        (variant(), REFERENCE, False, True, [job("quality", "dead")], ("failed", "It died.")),
-        (variant(), REFERENCE, True, False, [], ("measured", None)),
-        (variant(), REFERENCE, True, False, [job("speed", "dead")], ("measured", "No speed: It died.")),
-        (variant(), REFERENCE, True, True, [job("speed", "dead")], ("measured", None)),
-    ],
-)
-def test_states(
-    given: Variant, choice: Choice, quality: bool, speed: bool, jobs: list[Job], expected: tuple[str, str | None]
-) -> None:
-    by_kind = {one.kind: one for one in jobs}
-    assert _state(given, choice, has_quality=quality, has_speed=speed, jobs=by_kind) == expected
-
-
-def test_an_imported_quality_says_why_it_was_not_measured_here() -> None:
-    for state, reason in (("dead", "Not measured here: It died."), ("todo", None)):
-        jobs = {"quality": job("quality", state)}
-        found = _state(variant(), REFERENCE, has_quality=True, has_speed=True, jobs=jobs, imported=True)
-        assert found == ("measured", reason)
+def test_a_full_hour_waits_until_the_first_of_it_is_over() -> None:
+    opened = [NOW - 3000.0, NOW - 2000.0, NOW - 1000.0]
+    found = held_back(Standing([], True, open_per_owner=5, per_hour=2, opened=opened, now=NOW))
+    assert found is not None and found.until == NOW - 2000.0 + 3600.0
+    none = held_back(Standing([], True, open_per_owner=5, per_hour=0, opened=[], now=NOW))
+    assert none is not None and none.action == "wait"
 
 
 def test_the_key_follows_what_is_told() -> None:

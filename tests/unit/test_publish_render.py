@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rows import CPU, ENDPOINT, GPU, LADDER, LINKS, flag, row, sha
 
 from bot.publish import card
-from bot.publish.pulls import _MARKER
+from bot.publish.pull_texts import PULL
 from bot.publish.render import distinct_labels, rank, render_dataset_card, render_pull_body, render_section
 from core.dataset import DatasetRow
 
@@ -168,7 +168,7 @@ def test_section_stands_in_a_card(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_pull_is_found_again_by_its_body(case: str) -> None:
-    found = _MARKER.findall(pull_body(CASES[case]))
+    found = PULL.findall(pull_body(CASES[case]))
     assert found == ["3f1c9a7be210"]
 
 

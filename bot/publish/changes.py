@@ -1,0 +1,111 @@
+"""Whether figures that stand on an open pull and the new ones differ so much that its readers should be told. Pure.
+
+A comment notifies people, so there is one only where advice would be another one: what is recommended changed, a
+file's mean KLD moved (by more than both 95 % intervals together and by more than 5 %), a file that was measured can't
+be any more, or everything was measured under another protocol or against another reference. Files that came or went,
+speeds and wording are no reason: whoever uploaded the files knows, and the pull shows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot.publish.data_block import DataBlock, DataVariant
+from core.verdict import Z95, Candidate, picks
+
+#: The share of the old mean KLD by which it must have moved.
+_SHARE = 0.05
+#: Moved files that a comment names.
+MAX_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A file whose mean KLD (nats) is another one: before and after, with standard errors. ``replaced``: new bytes."""
+
+    label: str
+    before: float
+    before_stderr: float
+    after: float
+    after_stderr: float
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A recommendation that changed: what for, and which file by its label; None: none."""
+
+    purpose: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed materially; false when nothing did."""
+
+    advice: tuple[Advice, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    lost: tuple[str, ...] = ()
+    other_ground: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.advice or self.moved or self.lost or self.other_ground)
+
+
+def changes(old: DataBlock, new: DataBlock) -> Changes:
+    """What changed materially from the figures on the pull to the new ones."""
+    if (old.protocol, old.reference) != (new.protocol, new.reference):
+        return Changes(other_ground=True)
+    before = {one.file: one for one in old.variants}
+    moved, lost = [], []
+    for one in new.variants:
+        was = before.get(one.file)
+        if was is None or one.is_reference:
+            continue
+        if was.kld_mean is not None and one.kld_mean is None and one.state == "failed":
+            lost.append(one.label)
+        elif found := _moved(was, one):
+            moved.append(found)
+    # Where the older figures were cut for want of room, what was recommended can't be told from them.
+    advice = () if old.left_out or new.left_out else _advice(old, new)
+    return Changes(advice=advice, moved=tuple(moved), lost=tuple(lost))
+
+
+def _moved(was: DataVariant, now: DataVariant) -> Moved | None:
+    if was.kld_mean is None or now.kld_mean is None or bool(was.quality_imported) != bool(now.quality_imported):
+        return None
+    errors = (was.kld_stderr or 0.0), (now.kld_stderr or 0.0)
+    distance = abs(now.kld_mean - was.kld_mean)
+    if distance <= Z95 * sum(errors) or distance <= _SHARE * abs(was.kld_mean):
+        return None
+    return Moved(now.label, was.kld_mean, errors[0], now.kld_mean, errors[1], replaced=was.key != now.key)
+
+
+def _advice(old: DataBlock, new: DataBlock) -> tuple[Advice, ...]:
+    before, after = _picks(old), _picks(new)
+    labels = {one.file: one.label for block in (old, new) for one in block.variants}
+    return tuple(
+        Advice(purpose, labels.get(before.get(purpose, "")), labels.get(after.get(purpose, "")))
+        for purpose in dict.fromkeys([*before, *after])
+        if before.get(purpose) != after.get(purpose)
+    )
+
+
+def _picks(block: DataBlock) -> dict[str, str]:
+    """The recommended files by purpose, of what was measured in one way."""
+    ranked = [
+        one
+        for one in block.variants
+        if one.state == "measured"
+        and one.kld_mean is not None
+        and not one.quality_imported
+        and (one.protocol, one.reference) == (block.protocol, block.reference)
+        and (one.is_reference or one.environment == block.environment)
+    ]
+    candidates = [
+        Candidate(one.file, one.size_bytes, one.kld_mean or 0.0, one.kld_stderr or 0.0, one.same_top or 0.0,
+                  one.is_reference)
+        for one in ranked
+    ]  # fmt: skip
+    return {pick.purpose: pick.label for pick in picks(candidates)}

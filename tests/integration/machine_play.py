@@ -1,0 +1,184 @@
+"""One play of the pull machine: steps over one world, each judged, and the rest at the end."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from machine_judge import Broken, Judge
+from machine_people import Deed, Ground, People, usual
+from machine_world import DAY, HOUR, Measuring, Scope, World, impatient
+
+from bot.cycle import CycleReport
+from bot.store import Store
+from bot.store.switch import pause, resume
+from core.errors import QuantcardError
+from localhub.faults import Fault, Plan
+
+#: What may happen to a request.
+FAULTS: dict[str, Fault] = {
+    "lost": Fault(drop="after"),
+    "cut": Fault(drop="before"),
+    "slow": Fault(delay=0.5),
+    "500": Fault(status=500),
+    "503": Fault(status=503, headers={"Retry-After": "1"}),
+    "429": Fault(status=429, headers={"Retry-After": "1"}),
+    "429 budget": Fault(status=429, headers={"RateLimit": '"api";r=0;t=120'}),
+    "412": Fault(status=412),
+    "403": Fault(status=403),
+    "404": Fault(status=404),
+}
+KINDS = ("lost", *FAULTS)
+#: To which requests.
+PLACES = {
+    "any": r"",
+    "writes": r"^POST .*/(commit/|comment|status|edit)",
+    "commit": r"^POST .*/commit/",
+    "discussions": r"/discussions",
+    "repos": r"^GET /api/models",
+}
+_WRITES = re.compile(r"^(POST|PUT|DELETE|PATCH) (?!.*/(preupload|paths-info|validate-yaml)\b)")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cycle to which nothing happens."""
+
+
+@dataclass(frozen=True)
+class Faulty(Run):
+    """A cycle in which the requests from the ``nth`` on that go ``where``, ``times`` of them, meet a fault."""
+
+    kind: str
+    where: str
+    nth: int
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Killed(Run):
+    """A cycle whose process dies before a line."""
+
+    line: int
+    scope: Scope
+    interrupt: bool = False
+
+
+@dataclass(frozen=True)
+class Meanwhile(Run):
+    """A cycle in which a person does something right before the ``nth`` request is answered."""
+
+    nth: int
+    deed: Deed
+
+
+class Play:
+    """A world with its people and its judge."""
+
+    def __init__(self, folder: Path, measuring: Measuring) -> None:
+        self.world, self.measuring = World(folder), measuring
+        self.ground = Ground(self.world.root)
+        self.people, self.judge = People(self.ground), Judge(self.ground)
+
+    def __enter__(self) -> Self:
+        for _ in usual(self.people):
+            pass
+        self.world.follow_all()
+        self.world.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.world.__exit__(kind, error, trace)
+
+    def step(
+        self, deeds: Sequence[Deed], hours: float, run: Run, *, lost: bool = False, paused: bool = False
+    ) -> CycleReport | None:
+        """People act, time passes, a cycle runs, and what it did is judged.
+
+        Args:
+            lost: the database is lost first.
+            paused: writing is paused during the cycle.
+        """
+        world = self.world
+        for deed in deeds:
+            self.people.do(deed)
+        world.pass_time(hours * HOUR)
+        if lost:
+            world.lose_database()
+        with Store(world.db) as store:
+            if paused:
+                pause(store, reason="a look", now=world.clock.now())
+            self.judge.before(store=store)
+        report = self._run(run)
+        self.judge.after(report, paused=paused, polled=type(run) is Run and report is not None)
+        if paused:
+            with Store(world.db) as store:
+                resume(store)
+        return report
+
+    def _run(self, run: Run) -> CycleReport | None:
+        world = self.world
+        match run:
+            case Killed():
+                world.die(run.line, run.scope, interrupt=run.interrupt)
+                return None
+            case Faulty():
+                world.faults.plan(_plan(run))
+            case Meanwhile():
+                world.faults.plan(self._meanwhile(run))
+        slow = isinstance(run, Faulty) and run.kind == "slow"
+        try:
+            with impatient(0.25) if slow else nullcontext():
+                return world.cycle()
+        except QuantcardError:
+            return None
+        finally:
+            world.faults.clear()
+            if slow:
+                time.sleep(0.6)  # until what was asked for has been done
+
+    def _meanwhile(self, run: Meanwhile) -> Plan:
+        left = [run.nth]
+
+        def decide(_method: str, _path: str) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                self.people.do(run.deed)
+
+        return decide
+
+    def rest(self, *, cycles: int = 3) -> None:
+        """Nothing happens any more: after some quiet cycles all is as it should be, and one more writes nothing."""
+        world = self.world
+        for _ in range(cycles):
+            world.pass_time(2 * DAY)
+            self.step([], 0, Run())
+        world.pass_time(2 * DAY)
+        world.faults.requests.clear()
+        report = self.step([], 0, Run())
+        assert report is not None
+        written = [f"{r.method} {r.path}" for r in world.faults.requests.all()]
+        if written := [one for one in written if _WRITES.search(one)]:
+            raise Broken(f"still writing: {written}, {[(o.repo_id, o.decision) for o in report.outcomes]}")
+        with Store(world.db) as store:
+            self.judge.at_rest(store, world.settings().protocol_in_force().fingerprint)
+
+
+def _plan(run: Faulty) -> Plan:
+    pattern, seen = re.compile(PLACES[run.where]), [0]
+
+    def decide(method: str, path: str) -> Fault | None:
+        if not pattern.search(f"{method} {path}"):
+            return None
+        seen[0] += 1
+        return FAULTS[run.kind] if run.nth < seen[0] <= run.nth + run.times else None
+
+    return decide
