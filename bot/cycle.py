@@ -18,8 +18,9 @@ from bot.intake.view import View, view
 from bot.intake.watch import PollReport, poll
 from bot.publish.export import export, left_over
 from bot.publish.fragments import links_of
-from bot.publish.pulls import PUBLISH_LEASE, Decision, Outcome, publish_repo
-from bot.publish.rows import current_rows, figures_key, settled
+from bot.publish.manners import Decision
+from bot.publish.pulls import PUBLISH_LEASE, Outcome, note_outcome, publish_repo
+from bot.publish.rows import current_rows, settled
 from bot.publish.told import told_rows
 from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
@@ -259,33 +260,28 @@ class Cycle:
 
     def _publish_repo(self, report: CycleReport, seen: View, repo_id: str) -> None:
         """Decide about one repo's card, and when to do so again."""
-        now = self.clock.now()
+        now, touched = self.clock.now(), self.store.publishing.touches(repo_id)
         repo = self.store.repos.repo(repo_id)
-        rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id) if repo else []
-        told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
+        rows: list[DatasetRow] = []
         if repo is None or repo.source != "follow" or self.store.repos.follow_of(repo_id) is None:
             outcome = Outcome(repo_id, Decision("nothing", "It is not followed."))
-        elif not told:
-            outcome = Outcome(repo_id, Decision("wait", "Nothing is measured there yet."))
-        elif not settled(self.store, seen, self.protocol, repo_id):
-            outcome = Outcome(repo_id, Decision("wait", "Its measurements have not ended yet."))
+        elif repo.state not in ("live", "gated"):
+            outcome = Outcome(repo_id, Decision("nothing", repo.note or f"It is {repo.state}."))
         else:
-            self._guard(report, f"the chat templates of {repo_id}", partial(self._learn_templates, seen, repo_id))
+            ended = settled(self.store, seen, self.protocol, repo_id)
             rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id)
-            outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now)
-            report.outcomes.append(outcome)
+            told = any(row.kld_mean is not None or row.tg_ts is not None for row in rows)
+            if ended and told:
+                self._guard(report, f"the chat templates of {repo_id}", partial(self._learn_templates, seen, repo_id))
+                rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id)
+            # Until its measurements have ended nothing is told, but its owners are heard.
+            outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now, settled=ended)
+            if (ended and told) or outcome.decision.action in ("open", "update"):
+                report.outcomes.append(outcome)
         if self.hub.dry_run:
             return
-        self.store.publishing.note(
-            repo_id,
-            key=figures_key(rows),
-            sha=repo.sha if repo else None,
-            action=outcome.decision.action,
-            reason=outcome.decision.reason,
-            num=outcome.decision.num,
-            now=now,
-            next_at=outcome.next_at,
-        )
+        sha = repo.sha if repo else None
+        note_outcome(self.store, outcome, sha=sha, now=now, touched=touched)
 
     def _learn_templates(self, seen: View, repo_id: str) -> None:
         """Learn the base model's chat template, so that the card can say how the files' differ from it."""

@@ -21,7 +21,6 @@ from bot.bell import Bell
 from bot.clock import SystemClock
 from bot.cycle import Cycle, CycleReport
 from bot.hub.door import HubDoor
-from bot.intake.webhook import act
 from bot.leaderboard import queue_of, results_of, taker
 from bot.progress import Bars, say
 from bot.settings import Settings
@@ -222,7 +221,6 @@ class Service:
                 stop=self.stop,
                 pause=self.bell.rung,
             )
-            self.webhooks.recent()
             try:
                 report = cycle.run(poll=poll)
             except Exception as failure:
@@ -232,8 +230,6 @@ class Service:
                     said = QuantcardError(f"An internal error ({type(failure).__name__}); see the log.")
                 self._remember(store, CycleReport(errors=[("the cycle", said)]), started=started)
                 raise
-            finally:
-                self._again(store)
             self._remember(store, report, started=started)
         self.last = {
             "cycles": self.last["cycles"] + 1,
@@ -249,14 +245,6 @@ class Service:
         for outcome in report.outcomes:
             if outcome.decision.action in ("open", "update") and outcome.url:
                 say(f"Pull {outcome.decision.action}: {outcome.url}")
-
-    def _again(self, store: Store) -> None:
-        """Act again on what came during a cycle: the repo may have been at hand just then, and done with before."""
-        try:
-            for wake in self.webhooks.recent():
-                act(store, wake, now=self.clock.now())
-        except StorageError as error:
-            logger.warning("Webhooks are left to polling: %s", error)
 
     def _remember(self, store: Store, report: CycleReport, *, started: float) -> None:
         try:

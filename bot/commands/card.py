@@ -14,7 +14,7 @@ from bot.hub.door import HubDoor
 from bot.hub.dry_run import print_exactly
 from bot.intake.view import view
 from bot.progress import say
-from bot.publish.pulls import PUBLISH_LEASE, Outcome, preview, publish_repo
+from bot.publish.pulls import PUBLISH_LEASE, Outcome, note_outcome, preview, publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.section import CARD
 from bot.settings import Settings, load_settings
@@ -65,17 +65,9 @@ def _publish(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: l
     if not store.results.take_lease("publish", owner, now=now, lease=PUBLISH_LEASE):
         raise SettingsError("Another quantcard publishes from this database just now. Try again in a minute.")
     try:
+        touched = store.publishing.touches(repo.id)
         outcome = publish_repo(store, hub, settings, repo, rows, now=now)
-        store.publishing.note(
-            repo.id,
-            key=outcome.key,
-            sha=repo.sha,
-            action=outcome.decision.action,
-            reason=outcome.decision.reason,
-            num=outcome.decision.num,
-            now=now,
-            next_at=outcome.next_at,
-        )
+        note_outcome(store, outcome, sha=repo.sha, now=now, touched=touched)
     finally:
         store.results.drop_lease("publish", owner)
     return outcome

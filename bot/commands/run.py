@@ -12,8 +12,10 @@ from bot.commands.common import DbOption, open_hub, stop_on_signals
 from bot.cycle import Cycle, CycleReport
 from bot.progress import Bars, say
 from bot.settings import Settings, load_settings
+from bot.status import remember_cycle
 from bot.store import Store
 from bot.tables import out, rows_table
+from core.errors import QuantcardError
 
 
 def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
@@ -24,8 +26,17 @@ def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
     """
     hub = open_hub(settings)
     with stop_on_signals() as stop, Store(settings.db) as store, Bars() as bars:
-        cycle = Cycle(store, hub, settings, SystemClock(), tell_job=bars.job, tell=say, stop=stop)
-        report = cycle.run()
+        clock = SystemClock()
+        cycle = Cycle(store, hub, settings, clock, tell_job=bars.job, tell=say, stop=stop)
+        started, report = clock.now(), CycleReport()
+        try:
+            report = cycle.run()
+        except QuantcardError as failure:
+            report.errors.append(("the cycle", failure))
+            raise
+        finally:
+            if not settings.dry_run:
+                remember_cycle(store, report, hub, started=started, now=clock.now())
         rows = cycle.rows()
     if stop.is_set():
         raise KeyboardInterrupt

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bot.hub.door import HubDoor, HubPull
-from bot.publish.manners import OPEN, PullView
-from bot.publish.pull_texts import PULL
+from bot.publish.manners import OPEN, REPLACED, PullView
+from bot.publish.pull_texts import PULL, was_replaced
 from bot.store import Store
 from bot.store.results import StoredPull
 from core.errors import HubAuthError, HubNotFoundError
@@ -46,7 +46,7 @@ def known_pulls(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> list
         known = stored.get(listed.num)
         if listed.num in found:
             continue
-        if known and listed.status not in OPEN:
+        if known and listed.status not in OPEN and known.status != REPLACED:
             found[listed.num] = Found(PullView(listed.num, listed.status, known.key))
             _save(store, hub, known, repo_id, found[listed.num].view, listed.url, now=now)
             continue
@@ -66,9 +66,12 @@ def known_pulls(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> list
 
 def _read(store: Store, hub: HubDoor, known: StoredPull, whole: HubPull, *, now: float) -> Found:
     me = hub.whoami()
+    us = {me, whole.author}
+    said = [comment.text for comment in whole.comments if comment.author in us]
+    ours = whole.status == "closed" and whole.ended_by in us and was_replaced(said)
     view = PullView(
         whole.num,
-        whole.status,
+        REPLACED if ours else whole.status,
         known.key,
         foreign=bool(whole.authors - {me, whole.author}),
         mine=whole.author == me,
@@ -83,15 +86,6 @@ def _save(store: Store, hub: HubDoor, known: StoredPull, repo_id: str, view: Pul
     # One that ended before we knew of it was not opened just now.
     at = now if known.status or view.status in OPEN else now - _HOUR
     store.results.save_pull(repo_id, view.num, key=view.key, status=view.status, url=url, now=at)
-    if known.status and known.status != view.status:
-        wake_owner(store, repo_id.split("/")[0], now=now)
-
-
-def wake_owner(store: Store, owner: str, *, now: float) -> None:
-    """Decide anew about the owner's repos that waited: one of our pulls there has another status."""
-    for one in store.publishing.all():
-        if one.repo_id.split("/")[0] == owner and one.action == "wait":
-            store.publishing.touch(one.repo_id, now=now)
 
 
 def sweep_owner(store: Store, hub: HubDoor, repo_id: str, *, now: float) -> None:

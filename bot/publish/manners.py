@@ -9,6 +9,8 @@ from typing import Literal
 from bot.store.results import StoredPull
 
 OPEN = ("open", "draft")
+#: A pull that we closed ourselves since the card's own changes stood in its way: nobody's no, and no pull any more.
+REPLACED = "replaced"
 #: Repos of one owner in which our last pull was closed, after which the owner is left alone.
 MUTED_AFTER = 2
 _HOUR, DAY = 3600.0, 86_400.0
@@ -63,7 +65,7 @@ class Standing:
 
 def held_back(standing: Standing) -> Decision | None:
     """Why no new pull may be opened now, or None. It needs nothing of the Hub."""
-    pulls, now = standing.pulls, standing.now
+    pulls, now = [pull for pull in standing.pulls if pull.status != REPLACED], standing.now
     if not standing.consented:
         if len(refused := _refused(pulls)) >= MUTED_AFTER:
             return Decision(

@@ -29,6 +29,7 @@ _CHANGED = _marker(r"changed at=(\d{1,12})")
 _ANSWER = _marker(r"answer to=([\w-]{1,64})")
 _SETTLED = _marker(r"settled dispute=([\w-]{1,64})")
 _CONFIG = _marker("config digest=([0-9a-f]{6,64})")
+_REPLACED = _marker("replaced")
 _COMMENT_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
@@ -68,6 +69,16 @@ def changed_comment(found: Changes, *, now: float) -> str:
 def changed_at(texts: Iterable[str]) -> float | None:
     """When we last told of a change, by our own comments."""
     return max((float(found[1]) for text in texts if (found := _CHANGED.search(text))), default=None)
+
+
+def replaced_comment() -> str:
+    """Said on a pull that is closed since the card's own changes stand in its way; it is no answer to anybody."""
+    return fill("pull-replaced.md.j2")
+
+
+def was_replaced(texts: Sequence[str]) -> bool:
+    """Whether the last thing that we said was that the pull is opened anew."""
+    return bool(texts) and _REPLACED.search(texts[-1]) is not None
 
 
 def answer_comment(lines: Sequence[str], *, help_: bool, comment: str) -> str:

@@ -12,12 +12,13 @@ from bot.intake.repo_config import RepoConfig
 from bot.publish import card as cards
 from bot.publish import pull_texts as texts
 from bot.publish.answers import hear
+from bot.publish.card_text import card_text, text_of
 from bot.publish.changes import changes
 from bot.publish.data_block import FILE, DataBlock, data_of, decode, decode_file
-from bot.publish.found import Found, known_pulls, sweep_owner, wake_owner
-from bot.publish.manners import DAY, OPEN, Decision, Standing, decide, held_back
+from bot.publish.found import Found, known_pulls, sweep_owner
+from bot.publish.manners import DAY, OPEN, REPLACED, Decision, Standing, decide, held_back
 from bot.publish.render import render_pull_body
-from bot.publish.section import CARD, Section, make_section, rows_for, section_key
+from bot.publish.section import CARD, Section, make_section, no_quality, rows_for, section_key
 from bot.publish.writes import WritesLimitedError, held, write
 from bot.settings import Settings
 from bot.store import Store
@@ -84,6 +85,21 @@ def publish_repo(
         return visit.outcome(Decision("barred", f"The Hub lets us ask nothing there: {because}", until=now + BARRED_S))
 
 
+def note_outcome(store: Store, outcome: Outcome, *, sha: str | None, now: float, touched: int) -> None:
+    """Remember what was decided about a repo, seen at commit ``sha`` (see :meth:`Publishing.note`)."""
+    store.publishing.note(
+        outcome.repo_id,
+        key=outcome.key,
+        sha=sha,
+        action=outcome.decision.action,
+        reason=outcome.decision.reason,
+        num=outcome.decision.num,
+        now=now,
+        next_at=outcome.next_at,
+        touched=touched,
+    )
+
+
 class _Visit:
     """One repo at one time."""
 
@@ -126,10 +142,11 @@ class _Visit:
         """The outcome of a decision; where a pull of ours is, its comments are read again by and by."""
         check = self._settings.pulls_check_s
         again: float | None = None
-        if decision.until is not None:
+        if self._newest and self._newest.status in OPEN:
+            # Its owner may say something meanwhile.
+            again = min(self._now + check, decision.until or float("inf"))
+        elif decision.until is not None:
             again = decision.until
-        elif self._newest and self._newest.status in OPEN:
-            again = self._now + check
         elif self._has_pull:
             again = self._now + ENDED_LOOKS * check
         shown = url or (f"{self._hub.endpoint}/{self._repo.id}/discussions/{decision.num}" if decision.num else None)
@@ -152,7 +169,7 @@ class _Visit:
             imported = any(row.quality_imported or row.speed_imported for row in self._rows)
             said = "Its figures were all imported." if imported else "None of its quantized files could be measured."
             return Decision("nothing", said)
-        if reason := _no_quality(self._rows):
+        if reason := no_quality(self._rows):
             return Decision("wait", f"No quality figure yet: {reason}")
         return None
 
@@ -179,11 +196,11 @@ class _Visit:
         heard = hear(self._store, self._hub, self._repo, before, self._all, now=self._now)
         self._newest = heard.pull
         self._repo = replace(self._repo, stopped=heard.stopped)
+        view = one.view
         if heard.pull.status != before.status:
-            self._save(heard.pull.num, key=one.view.key, status=heard.pull.status, url=heard.pull.url)
-            if not self._hub.dry_run:
-                wake_owner(self._store, self._repo.owner, now=self._now)
-        found[at] = Found(replace(one.view, status=heard.pull.status), heard.pull)
+            view = replace(view, status=heard.pull.status)
+            self._save(heard.pull.num, key=view.key, status=heard.pull.status, url=heard.pull.url)
+        found[at] = Found(view, heard.pull)
         return found
 
     def _tell_problem(self) -> None:
@@ -202,7 +219,7 @@ class _Visit:
         # Read and committed at one commit: what its owner pushes meanwhile is merged by the Hub, not undone by us.
         parent = self._hub.repo(self._repo.id).sha
         try:
-            main = _card_text(self._hub, self._repo.id, revision=parent or "main")
+            main = card_text(self._hub, self._repo.id, revision=parent or "main")
             standing = cards.find(main)
         except (cards.CardError, FileTooLargeError) as error:
             return self.outcome(Decision("nothing", str(error)))
@@ -224,7 +241,40 @@ class _Visit:
         if decision.action == "update":
             whole = next(one.whole for one in found if one.view.num == decision.num)
             assert whole is not None
-            return self._update(decision, whole, section, files, main=main)
+            not_now = self._close_to_replace(whole) if whole.conflicts else None
+            if not_now or not whole.conflicts:
+                done = self._update(decision, whole, section, files, main=main)
+                return self._also(done, not_now) if not_now else done
+            decision = Decision("open", f"Pull {whole.num} could not be merged any more and was closed for this one.")
+        return self._open(decision, files, parent=parent)
+
+    def _also(self, outcome: Outcome, waits: Decision) -> Outcome:
+        """An outcome that waits for something besides."""
+        reason = f"{outcome.decision.reason} {waits.reason}"
+        return self.outcome(replace(outcome.decision, reason=reason, until=waits.until), outcome.url)
+
+    def _close_to_replace(self, pull: HubPull) -> Decision | None:
+        """Close a pull of ours that the card's own changes stand in the way of; or why its place can't be taken now.
+
+        Its base stays the card that it was opened on, so no commit to it takes the conflict away.
+        """
+        standing, this = self._standing(), (self._repo.id, pull.num)
+        at = next((one.created_at for one in standing.pulls if (one.repo_id, one.num) == this), self._now)
+        others = [one for one in standing.pulls if (one.repo_id, one.num) != this]
+        no = held_back(replace(standing, pulls=others))
+        if at > self._now - DAY:
+            no = Decision("wait", "a new one is opened a day after the last one.", until=at + DAY)
+        if no:
+            said = (
+                f"Pull {pull.num} can't be merged since the card was changed at its lines; a new one waits: {no.reason}"
+            )
+            return replace(no, action="wait", reason=said, num=pull.num)
+        text = texts.replaced_comment()
+        write(self._store, self._hub, lambda: self._hub.close_pull(self._repo.id, pull.num, text), now=self._now)
+        self._save(pull.num, key=self._key, status=REPLACED, url=pull.url)
+        return None
+
+    def _open(self, decision: Decision, files: dict[str, bytes], *, parent: str | None) -> Outcome:
         done = self._commit(
             lambda: self._hub.open_pull(
                 self._repo.id, files=files, title=texts.pull_title(), body=self.body(), parent=parent
@@ -241,8 +291,8 @@ class _Visit:
         last = self._store.publishing.get(self._repo.id)
         if last is None or last.sha is None or last.sha != self._repo.sha:
             return None
-        for view in (one.view for one in found):
-            ours = view.status in OPEN and view.mine and not view.foreign
+        for view, whole in ((one.view, one.whole) for one in found):
+            ours = view.status in OPEN and view.mine and not view.foreign and not (whole and whole.conflicts)
             if ours and (view.num, view.key) == (last.num, self._key):
                 return _has_these(view.num)
         return None
@@ -252,7 +302,7 @@ class _Visit:
     ) -> Outcome:
         """Put the new card on the pull's own ref, unless it is there already."""
         revision = pull.head or f"refs/pr/{pull.num}"
-        theirs = _text(self._hub.read(self._repo.id, CARD, revision=revision, limit=CARD_LIMIT))
+        theirs = text_of(self._hub.read(self._repo.id, CARD, revision=revision, limit=CARD_LIMIT))
         if section.says(theirs, main=main):
             self._save(pull.num, key=self._key, status="open", url=pull.url)
             return self.outcome(_has_these(pull.num))
@@ -314,35 +364,6 @@ def _has_these(num: int) -> Decision:
     return Decision("nothing", f"Pull {num} has these figures.", num)
 
 
-def _no_quality(rows: Sequence[DatasetRow]) -> str | None:
-    """Why there is a reference but no quality figure; None when there is one, or can be none.
-
-    A card is not the place for a corpus that is too short or a baseline that could not be recorded.
-    """
-    quants = [row for row in rows if not row.is_reference]
-    if not any(row.reference_key for row in quants) or any(row.kld_mean is not None for row in quants):
-        return None
-    return next((row.reason for row in quants if row.reason), "its measurements have not ended")
-
-
-def _text(data: bytes | None) -> str:
-    """A card's text; undecodable bytes come back the same on encoding."""
-    return (data or b"").decode("utf-8", "surrogateescape")
-
-
-def _card_text(hub: HubDoor, repo_id: str, *, revision: str) -> str:
-    """The card's text; empty when there is no card.
-
-    Raises:
-        CardError: it is not UTF-8; the client decodes cards, and the Hub shows such a one damaged anyway.
-        FileTooLargeError: nobody reads a card of that size.
-    """
-    text = _text(hub.read(repo_id, CARD, revision=revision, limit=CARD_LIMIT))
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise cards.CardError("The card is not UTF-8; once it is, it gets its section.")
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Preview:
     """What a pull would be if manners were no matter: main's card, the new one, title and first comment."""
@@ -361,5 +382,5 @@ def preview(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: li
         CardError: its markers are damaged.
     """
     visit = _Visit(store, hub, settings, repo, rows, now=0.0, settled=True)
-    before = _card_text(hub, repo.id, revision="main")
+    before = card_text(hub, repo.id, revision="main")
     return Preview(before, visit.section().on(before).card, texts.pull_title(), visit.body())

@@ -14,7 +14,8 @@ from jinja2 import FunctionLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from bot.publish.markdown import code, escape, fenced, file_url, link
+from bot.publish.flag_list import file_link, flag_list
+from bot.publish.markdown import code, escape, fenced, link
 from core.dataset import SCHEMA_VERSION, DatasetRow
 from core.format import percent, significant, size, speed, with_interval
 from core.verdict import Z95, Candidate, closest, pareto, picks, sentence, tied
@@ -134,7 +135,7 @@ def render_section(
         picks=[
             {
                 "purpose": pick.purpose,
-                "file": _file(by_label[pick.label], endpoint),
+                "file": file_link(by_label[pick.label], endpoint),
                 "size": Markup(size(by_label[pick.label].size_bytes)),
                 "because": pick.because,
             }
@@ -149,7 +150,7 @@ def render_section(
         legend=Markup(_legend(ordered, ranking)),
         method=[Markup(line) for line in _method(first, ordered)],
         command=fenced(first.command.replace(" && quantcard ", "\nquantcard "), "sh") if first.command else None,
-        flags=_flags(ordered, endpoint),
+        flags=flag_list(ordered, endpoint),
         bot=link("quantcard", project_url),
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
     )
@@ -170,7 +171,7 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
     columns = [
         {
             "title": Markup(", ".join(title for title, other in chosen if other is c)),
-            "file": Markup(f"{_file(by_label[c.label], endpoint)}, {size(c.size_bytes)}"),
+            "file": Markup(f"{file_link(by_label[c.label], endpoint)}, {size(c.size_bytes)}"),
             "kld": Markup(with_interval(c.kld, Z95 * c.kld_stderr)),
         }
         for c in dict.fromkeys(c for _, c in chosen)
@@ -190,7 +191,7 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
         if reference and any(r.kld_mean is not None for r in rows)
         else None,
         columns=columns,
-        flags=_flags(rows, endpoint)[:5],
+        flags=flag_list(rows, endpoint)[:5],
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
         key=Markup(key),
     )
@@ -208,10 +209,6 @@ def render_dataset_card(n_rows: int) -> str:
 def fill(name: str, **context: Any) -> str:
     """A template with its values; every string that is no Markup is escaped."""
     return _ENVIRONMENT.get_template(name).render(**context)
-
-
-def _file(row: DatasetRow, endpoint: str) -> Markup:
-    return link(row.label, file_url(endpoint, row.repo_id, row.first_file or row.variant))
 
 
 def _reference(row: DatasetRow, *, own: str = "") -> Markup:
@@ -272,7 +269,7 @@ def table(
         columns.append({"title": Markup(""), "align": Markup("---")})
     lines = [
         [
-            _file(row, endpoint),
+            file_link(row, endpoint),
             *(Markup(cells[at] or "–") for _, cells in shown),
             *([Markup(note)] if any(notes) else []),
         ]
@@ -390,7 +387,3 @@ def _method(first: DatasetRow, rows: Sequence[DatasetRow]) -> list[str]:
             lines.append(f"Imported, not measured by quantcard: {what} of {labels}, from {escape(named[0][1])}.")
     lines.append(f"Files as of commit {first.revision[:12]}; a file that changes is measured again.")
     return lines
-
-
-def _flags(rows: Sequence[DatasetRow], endpoint: str) -> list[dict[str, Any]]:
-    return [{"file": _file(row, endpoint), "detail": flag["detail"]} for row in rows for flag in json.loads(row.flags)]

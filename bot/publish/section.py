@@ -85,3 +85,14 @@ def bare(card: str) -> str:
         CardError: its markers are damaged.
     """
     return remove_metadata(cards.remove(card))
+
+
+def no_quality(rows: Sequence[DatasetRow]) -> str | None:
+    """Why there is a reference but no quality figure; None when there is one, or can be none.
+
+    A card is not the place for a corpus that is too short or a baseline that could not be recorded.
+    """
+    quants = [row for row in rows if not row.is_reference]
+    if not any(row.reference_key for row in quants) or any(row.kld_mean is not None for row in quants):
+        return None
+    return next((row.reason for row in quants if row.reason), "its measurements have not ended")

@@ -192,7 +192,7 @@ def m003_the_bot(db: Database) -> None:
     CREATE INDEX follows_by_name ON follows(name COLLATE NOCASE);
     CREATE TABLE publishing (
       repo_id TEXT PRIMARY KEY, key TEXT NOT NULL, sha TEXT, action TEXT NOT NULL, reason TEXT NOT NULL,
-      num INTEGER, at REAL NOT NULL, next_at REAL
+      num INTEGER, at REAL NOT NULL, next_at REAL, touched INTEGER NOT NULL DEFAULT 0
     );
     INSERT INTO publishing (repo_id, key, action, reason, at, next_at) SELECT id, '', 'new', '', 0, 0 FROM repos;
     CREATE TABLE answers (
@@ -226,7 +226,7 @@ def m003_the_bot(db: Database) -> None:
     touch = (
         "INSERT INTO publishing (repo_id, key, action, reason, at, next_at) "
         "SELECT DISTINCT repo_id, '', 'new', '', 0, {} FROM variants WHERE {} ON CONFLICT (repo_id) DO UPDATE SET "
-        "next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at);"
+        "touched = touched + 1, next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at);"
     )
     db.conn.execute(
         "CREATE TRIGGER job_ended AFTER UPDATE OF state ON jobs WHEN NEW.state IN ('done', 'dead') BEGIN "
@@ -236,7 +236,8 @@ def m003_the_bot(db: Database) -> None:
     # One pull that ended may be what the owner's others wait for.
     db.conn.execute(
         "CREATE TRIGGER pull_ended AFTER UPDATE OF status ON pulls WHEN NEW.status <> OLD.status BEGIN "
-        "UPDATE publishing SET next_at = MIN(COALESCE(next_at, NEW.updated_at), NEW.updated_at) WHERE action = 'wait' "
+        "UPDATE publishing SET touched = touched + 1, next_at = MIN(COALESCE(next_at, NEW.updated_at), NEW.updated_at) "
+        "WHERE action = 'wait' AND repo_id <> NEW.repo_id "
         "AND substr(repo_id, 1, instr(repo_id, '/')) = substr(NEW.repo_id, 1, instr(NEW.repo_id, '/')); END"
     )
     db.conn.execute(

@@ -21,10 +21,14 @@ class Published:
     num: int | None
     at: float
     next_at: float | None
+    touched: int = 0
 
 
 class Publishing:
-    """Table publishing. What happens to a repo (a job ends, its commit changes, somebody speaks) touches it."""
+    """Table publishing. What happens to a repo (a job ends, its commit changes, somebody speaks) touches it.
+
+    Touches are counted, so that one that comes while a repo is decided about is not lost.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -34,8 +38,8 @@ class Publishing:
         with immediate(self._db):
             self._db.conn.execute(
                 "INSERT INTO publishing (repo_id, key, action, reason, at, next_at) VALUES (?, '', 'new', '', 0, ?) "
-                "ON CONFLICT (repo_id) DO UPDATE SET next_at = MIN(COALESCE(next_at, excluded.next_at), "
-                "excluded.next_at)",
+                "ON CONFLICT (repo_id) DO UPDATE SET touched = touched + 1, "
+                "next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at)",
                 (repo_id, now),
             )
 
@@ -45,7 +49,7 @@ class Publishing:
             self._db.conn.execute(
                 "INSERT INTO publishing (repo_id, key, action, reason, at, next_at) "
                 "SELECT id, '', 'new', '', 0, ? FROM repos WHERE true ON CONFLICT (repo_id) DO UPDATE SET "
-                "next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at)",
+                "touched = touched + 1, next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at)",
                 (now,),
             )
 
@@ -68,14 +72,28 @@ class Publishing:
         num: int | None,
         now: float,
         next_at: float | None,
+        touched: int,
     ) -> None:
-        """Remember a decision."""
+        """Remember a decision.
+
+        Args:
+            touched: the count of touches (:meth:`touches`) when the deciding began; of a repo that was touched since,
+                it is decided again at once.
+        """
         with immediate(self._db):
             self._db.conn.execute(
-                "INSERT OR REPLACE INTO publishing (repo_id, key, sha, action, reason, num, at, next_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (repo_id, key, sha, action, reason, num, now, next_at),
+                "INSERT INTO publishing (repo_id, key, sha, action, reason, num, at, next_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (repo_id) DO UPDATE SET key = excluded.key, "
+                "sha = excluded.sha, action = excluded.action, reason = excluded.reason, num = excluded.num, "
+                "at = excluded.at, next_at = CASE WHEN touched > ? THEN excluded.at ELSE excluded.next_at END",
+                (repo_id, key, sha, action, reason, num, now, next_at, touched),
             )
+
+    def touches(self, repo_id: str) -> int:
+        """How often a repo was touched so far."""
+        for row in self._db.query("SELECT touched FROM publishing WHERE repo_id = ?", (repo_id,)):
+            return int(row["touched"])
+        return 0
 
     def get(self, repo_id: str) -> Published | None:
         """The last decision about a repo, or None."""

@@ -187,8 +187,9 @@ class Repos:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET sha = excluded.sha, "
                 "last_modified = excluded.last_modified, note = excluded.note, base_model = excluded.base_model, "
                 "config = excluded.config, seen_at = excluded.seen_at, state = 'live', error = NULL, to_plan = 1, "
-                "due_at = CASE WHEN excluded.sha IS NULL THEN due_at END, "
-                "due_sha = CASE WHEN excluded.sha IS NULL THEN due_sha END, "
+                # What was marked while it was looked into is looked into again.
+                "due_at = CASE WHEN excluded.sha IS NULL OR due_at > excluded.seen_at THEN due_at END, "
+                "due_sha = CASE WHEN excluded.sha IS NULL OR due_at > excluded.seen_at THEN due_sha END, "
                 "source = CASE WHEN repos.source = 'follow' THEN 'follow' ELSE excluded.source END",
                 (repo_id, sha, last_modified, source, note, base_model, json.dumps(config), now),
             )

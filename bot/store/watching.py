@@ -128,7 +128,7 @@ class Watching:
         """A repo has another name now: its pulls and its own follow go with it, its files are found under that."""
         with immediate(self._db):
             self.set_state(old, "moved", note=f"It is called {new} now.", now=now)
-            for table in ("pulls", "publishing", "follows"):
+            for table in ("pulls", "publishing", "answers", "follows"):
                 column = "name" if table == "follows" else "repo_id"
                 self._db.conn.execute(f"UPDATE OR IGNORE {table} SET {column} = ? WHERE {column} = ?", (new, old))
                 self._db.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", (old,))

@@ -6,7 +6,6 @@ import asyncio
 import hmac
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +32,6 @@ BODY_S = 10.0
 PER_SECOND = 50
 #: Webhooks that may wait for the database at a time.
 MAX_WAITING = 100
-#: Webhooks that are remembered during a cycle.
-MAX_RECENT = 10_000
 
 
 @dataclass
@@ -91,8 +88,6 @@ class Webhooks:
         # One thread: the database takes one writer at a time, and a flood must not hold the page's threads.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="webhooks")
         self._waiting = 0
-        self._lock = threading.Lock()
-        self._recent: dict[tuple[str, str], Wake] = {}
 
     def router(self) -> APIRouter:
         """The route."""
@@ -103,12 +98,6 @@ class Webhooks:
             return await self.answer(request)
 
         return router
-
-    def recent(self) -> list[Wake]:
-        """What was taken since this was asked last, one of a kind for each repo."""
-        with self._lock:
-            found, self._recent = self._recent, {}
-        return list(found.values())
 
     def close(self) -> None:
         """Take no more."""
@@ -160,11 +149,7 @@ class Webhooks:
 
     def _write(self, wake: Wake) -> bool:
         with Store(self.settings.db) as store:
-            taken = act(store, wake, now=self._clock.now())
-        with self._lock:
-            if taken and len(self._recent) < MAX_RECENT:
-                self._recent[wake.kind, wake.repo_id] = wake
-        return taken
+            return act(store, wake, now=self._clock.now())
 
 
 async def _body(request: Request) -> bytes:

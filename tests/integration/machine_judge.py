@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from machine_people import CONFIG, CONFIGS, DATA, README, Ground, without_ours
-from machine_world import BOT, DAY, OWNER_OF, REPOS
+from machine_world import BOT, BROKEN_MARK, DAY, OWNER_OF, REPOS, key_of
 
 from bot.cycle import CycleReport
 from bot.store import Store
@@ -20,7 +20,10 @@ from localhub.names import MAIN
 
 OPEN = ("open", "draft")
 _COMMAND = re.compile(r"^/quantcard (\S+)", re.M)
-_MARKER = re.compile(r"<!-- quantcard:(answer to|changed at|config digest|settled dispute)=([\w-]+) -->")
+_MARKER = re.compile(r"<!-- quantcard:(answer to|changed at|config digest|settled dispute|replaced)=?([\w-]*) -->")
+_REPLACED = "<!-- quantcard:replaced -->"
+#: Seconds by which the clock of a process that was killed may have been ahead.
+_AHEAD = 600.0
 _DATA = re.compile(rb"<!-- quantcard:data v=1 (\{.*\}) -->")
 
 
@@ -44,6 +47,8 @@ class Judge:
 
     ground: Ground
     _before: dict[str, Before] = field(default_factory=dict)
+    #: When a pull was seen first.
+    _opened: dict[tuple[str, int], float] = field(default_factory=dict)
 
     # facts
 
@@ -55,7 +60,7 @@ class Judge:
 
     def pushed(self, repo_id: str, pull: dict[str, Any]) -> list[Commit]:
         """The commits of a pull, the oldest first."""
-        found = []
+        found: list[Commit] = []
         for commit in self.ground.history(repo_id, f"refs/pr/{pull['num']}"):
             if commit.oid == pull["baseOid"]:
                 return found[::-1]
@@ -84,7 +89,7 @@ class Judge:
         pulls = self.ground.pulls(repo_id)
         if self.stopped(repo_id):
             return "its owner said stop"
-        if pulls and pulls[-1]["status"] == "closed":
+        if pulls and pulls[-1]["status"] == "closed" and not replaced(pulls[-1]):
             return f"pull {pulls[-1]['num']} is closed"
         return None
 
@@ -109,8 +114,10 @@ class Judge:
                 n_comments={pull["num"]: len(self.comments(pull)) for pull in pulls},
             )
 
-    def after(self, report: CycleReport | None = None, *, paused: bool = False, polled: bool = False) -> None:
-        """Check every promise; ``polled``: the cycle read what every repo's ``.quantcard.yml`` says."""
+    def after(
+        self, report: CycleReport | None = None, *, now: float, paused: bool = False, undisturbed: bool = False
+    ) -> None:
+        """Check every promise; ``undisturbed``: nothing failed, and nobody acted in the middle of the cycle."""
         if report is not None:
             internal = [said for _, said in [*report.errors, *report.poll.errors] if "internal error" in str(said)]
             if internal:
@@ -118,13 +125,14 @@ class Judge:
         for repo_id in REPOS:
             self._standing(repo_id)
             if repo_id in self._before:
-                self._since(repo_id, self._before[repo_id], paused=paused, polled=polled)
+                self._since(repo_id, self._before[repo_id], now=now, paused=paused, undisturbed=undisturbed)
         for owner in {owner.name: owner for owner in OWNER_OF.values() if not owner.consented}:
             self._introduction(owner)
 
     def _standing(self, repo_id: str) -> None:
         pulls = self.ground.pulls(repo_id)
-        if len(up := [pull["num"] for pull in pulls if pull["status"] in OPEN]) > 1:
+        up = [pull["num"] for pull in pulls if pull["status"] in OPEN and not _opened_again_by_a_human(pull)]
+        if len(up) > 1:
             raise Broken(f"{repo_id} has {len(up)} open pulls: {up}")
         for name in self.ground.repo(repo_id).store.refs():
             if name != MAIN and not name.startswith("refs/pr/"):
@@ -208,20 +216,27 @@ class Judge:
             if event["type"] != "status-change":
                 continue
             status = event["data"]["status"]
-            if event["author"] == BOT and status == "closed" and not _said(words, "stop", -1, place):
+            told = event["author"] == BOT and status == "closed" and _REPLACED in text_of(pull["events"][place - 1])
+            if event["author"] == BOT and status == "closed" and not told and not _said(words, "stop", -1, place):
                 raise Broken(f"the bot closed pull {pull['num']} of {repo_id} by itself")
             if event["author"] == BOT and status == "open" and not _said(words, "remeasure", closed_at, place):
                 raise Broken(f"the bot opened pull {pull['num']} of {repo_id} again after a no")
             if status == "closed":
                 closed_at = place
 
-    def _since(self, repo_id: str, before: Before, *, paused: bool, polled: bool) -> None:
+    def _since(self, repo_id: str, before: Before, *, now: float, paused: bool, undisturbed: bool) -> None:
         """What this cycle may not have done."""
         no = "writing is paused" if paused else before.no
-        if no is None and polled and self.config_says_no(repo_id):
+        if no is None and undisturbed and self.config_says_no(repo_id):
             no = "its .quantcard.yml says no"
         for pull in self.ground.pulls(repo_id):
             num, head = pull["num"], self.ground.history(repo_id, f"refs/pr/{pull['num']}")[0]
+            seen = self._opened.setdefault((repo_id, num), now)
+            if replaced(pull) and before.statuses.get(num) in OPEN:
+                if now < seen + DAY - _AHEAD:
+                    raise Broken(f"the bot replaced pull {num} of {repo_id} on its first day")
+                if undisturbed and not self.ground.conflicts({**pull, "status": "open"}, repo_id):
+                    raise Broken(f"the bot replaced pull {num} of {repo_id}, which could be merged")
             if num not in before.heads and no:
                 raise Broken(f"the bot opened pull {num} in {repo_id} though {no}")
             if num in before.heads and before.heads[num] != head.oid and head.author == BOT and no:
@@ -237,6 +252,8 @@ class Judge:
         opened, merged = [], []
         for repo_id in (repo_id for repo_id in REPOS if OWNER_OF[repo_id].name == owner):
             for pull in self.ground.pulls(repo_id):
+                if replaced(pull):
+                    continue
                 opened.append((pull["createdAt"], repo_id, pull["num"]))
                 merged += [e["createdAt"] for e in pull["events"] if e["data"].get("status") == "merged"]
         for at, repo_id, num in sorted(opened)[1:]:
@@ -251,7 +268,7 @@ class Judge:
             known = store.publishing.get(repo_id)
             reason = known.reason if known else ""
             pulls = self.ground.pulls(repo_id)
-            up = next((pull for pull in pulls if pull["status"] in OPEN), None)
+            up = next((pull for pull in reversed(pulls) if pull["status"] in OPEN), None)
             newest = self._figures(repo_id, store, protocol)
             if blocked := self._blocked(repo_id, up, newest):
                 if up is None and not reason:
@@ -263,12 +280,12 @@ class Judge:
                 raise Broken(f"{repo_id} should have a pull: {reason}")
 
     def _figures(self, repo_id: str, store: Store, protocol: str) -> dict[str, float | None]:
-        """The files on main by sha256, and the mean KLD that was measured last."""
-        found: dict[str, float | None] = {}
-        for path, entry in self.ground.tree(repo_id, MAIN).items():
-            if path.endswith(".gguf"):
-                quality = store.results.measurements(entry.lfs, protocol).get("quality")
-                found[entry.lfs] = quality.result.kld.mean if quality else None  # type: ignore[union-attr]
+        """The files on main by sha256, and the mean KLD that was measured last, where there is a reference."""
+        keys = [entry.lfs for path, entry in self.ground.tree(repo_id, MAIN).items() if path.endswith(".gguf")]
+        found: dict[str, float | None] = dict.fromkeys(keys)
+        for key in keys if key_of(0) in keys else []:
+            quality = store.results.measurements(key, protocol, reference_key=key_of(0)).get("quality")
+            found[key] = quality.result.kld.mean if quality else None  # type: ignore[union-attr]
         return found
 
     def _blocked(self, repo_id: str, up: dict[str, Any] | None, newest: dict[str, float | None]) -> str | None:
@@ -277,6 +294,8 @@ class Judge:
             return no
         if self.config_says_no(repo_id):
             return "its .quantcard.yml says no"
+        if sum(pull["status"] in OPEN for pull in self.ground.pulls(repo_id)) > 1:
+            return "a human opened another one again"
         if self.ground.repo(repo_id).meta().get("discussionsDisabled"):
             return "discussions are off"
         if up is not None and any(commit.author != BOT for commit in self.pushed(repo_id, up)):
@@ -286,8 +305,8 @@ class Judge:
             without_ours(self.main(repo_id))
         except ValueError:
             return "its card is damaged"
-        if sum(kld is not None for kld in newest.values()) < 2:
-            return "nothing was measured there"
+        if not newest.keys() - {key_of(0), key_of(BROKEN_MARK)}:
+            return "nothing can be measured there"
         return None
 
     def _told(self, repo_id: str, revision: str) -> dict[str, float | None] | None:
@@ -310,7 +329,7 @@ class Judge:
         wanted = self.config(repo_id)
         if wanted != CONFIGS["no data"] and not _same(self._told(repo_id, ref), newest):
             raise Broken(f"{where} tells {self._told(repo_id, ref)}, not {newest}: {reason}")
-        if self.ground.conflicts(repo_id, pull) and "conflict" not in reason.lower():
+        if self.ground.conflicts(pull, repo_id) and "can't be merged" not in reason:
             raise Broken(f"{where} can't be merged and nobody says so: {reason}")
 
     def _may_be_without(self, repo_id: str, pulls: list[dict[str, Any]], newest: dict[str, float | None]) -> bool:
@@ -329,7 +348,22 @@ class Judge:
 
 def text_of(event: dict[str, Any]) -> str:
     """What a comment says now."""
-    return str(event["data"]["latest"]["raw"])
+    return str(event["data"]["latest"]["raw"]) if event["type"] == "comment" else ""
+
+
+def replaced(pull: dict[str, Any]) -> bool:
+    """Whether the bot closed a pull for another one, since it could not be merged any more."""
+    if pull["status"] != "closed":
+        return False
+    at = max(place for place, event in enumerate(pull["events"]) if event["type"] == "status-change")
+    return pull["events"][at]["author"] == BOT and _REPLACED in text_of(pull["events"][at - 1])
+
+
+def _opened_again_by_a_human(pull: dict[str, Any]) -> bool:
+    return any(
+        event["type"] == "status-change" and event["data"]["status"] == "open" and event["author"] != BOT
+        for event in pull["events"]
+    )
 
 
 def _said(words: list[tuple[int, str, str]], word: str, after: int, before: int) -> bool:

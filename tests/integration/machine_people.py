@@ -56,7 +56,8 @@ class Ground:
         found = [one for one in discussions.every(self.repo(repo_id)) if one["isPullRequest"] and one["author"] == BOT]
         return found[::-1]
 
-    def conflicts(self, repo_id: str, pull: dict[str, Any]) -> list[str]:
+    def conflicts(self, pull: dict[str, Any], repo_id: str) -> list[str]:
+        """The files that keep an open pull from being merged."""
         return pulls.conflicts(self.repo(repo_id), pull)
 
     def commit(
@@ -256,7 +257,9 @@ class People:
                     self.ground.commit(repo_id, me.name or "", {CONFIG: CONFIGS[deed.what]})
                 case "discussions":
                     seed.set_repo(self.ground.root, repo_id, discussions=deed.what)
-                case _ if newest is None:
+                case "reopen older" if len(ours) > 1:
+                    pulls.set_status(self.ground.locks, self.ground.repo(repo_id), me, ours[-2]["num"], "open", None)
+                case _ if newest is None or deed.name == "reopen older":
                     return False
                 case _:
                     return self._on_pull(deed, repo_id, newest, me)

@@ -118,7 +118,9 @@ class Play:
                 pause(store, reason="a look", now=world.clock.now())
             self.judge.before(store=store)
         report = self._run(run)
-        self.judge.after(report, paused=paused, polled=type(run) is Run and report is not None)
+        self.judge.after(
+            report, now=world.clock.now(), paused=paused, undisturbed=type(run) is Run and report is not None
+        )
         if paused:
             with Store(world.db) as store:
                 resume(store)

@@ -20,6 +20,7 @@ from bot.cli import run_app
 from bot.clock import SystemClock
 from bot.commands.common import open_hub
 from bot.hub import base
+from bot.hub.client import Hub
 from bot.queue import fetch
 from bot.queue.runners.local import JobStopped, run_job, scrubbed_environment
 from bot.queue.worker import Worker
@@ -92,11 +93,11 @@ def test_without_a_token_it_says_so_once(world: World) -> None:
 
 def test_missing_names_do_not_stop_the_others(world: World) -> None:
     world.usual()
-    for name in (UP, "nobody-here", f"{UP}/no-such-GGUF", "a--b/c"):
+    for name in (UP, "nobody-here", "somebody/no-such-GGUF", "a--b/c"):
         world.follow(name)
     report = world.cycle()
     assert {what for what, error in report.poll.errors if isinstance(error, HubNotFoundError)} >= {
-        f"{UP}/no-such-GGUF",
+        "somebody/no-such-GGUF",
         "a--b/c",
     }
     assert len(world.pulls()) == 1 and report.exit_code == 4
@@ -122,8 +123,8 @@ def test_a_failing_download_is_put_off_not_dead(world: World, monkeypatch: pytes
     def download(*_: object, **__: object) -> Path:
         raise away
 
-    whole = client.Hub.download
-    monkeypatch.setattr(client.Hub, "download", download)
+    whole = Hub.download
+    monkeypatch.setattr(Hub, "download", download)
     settings = world.settings()
     with Store(settings.db) as store:
         hub = open_hub(settings)
@@ -139,7 +140,7 @@ def test_a_failing_download_is_put_off_not_dead(world: World, monkeypatch: pytes
         assert worker.run_one()
         [job, _] = store.jobs.all(states=("todo",))
         assert job.attempts == 0 and job.error_type == "HubUnreachableError"
-        monkeypatch.setattr(client.Hub, "download", whole)
+        monkeypatch.setattr(Hub, "download", whole)
         store.db.conn.execute("UPDATE jobs SET not_before = 0")
         cycle.work(report)
         assert report.jobs_done == 2 and report.exit_code == 0

@@ -19,7 +19,7 @@ from bot.intake.view import view
 from bot.intake.watch import poll
 from bot.publish import card as cards
 from bot.publish.manners import DAY
-from bot.publish.pulls import Outcome, publish_repo
+from bot.publish.pulls import Outcome, note_outcome, publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.store import Store
 from bot.store.repos import Variant
@@ -51,10 +51,7 @@ def visit(world: World, repo: str = REPO, *, now: float = NOON, **more: Any) -> 
         done = settled(store, seen, protocol, repo)
         outcome = publish_repo(store, hub, settings, known, rows, now=now, settled=done)
         if not hub.dry_run:
-            store.publishing.note(
-                repo, key=outcome.key, sha=known.sha, action=outcome.decision.action, reason=outcome.decision.reason,
-                num=outcome.decision.num, now=now, next_at=outcome.next_at,
-            )  # fmt: skip
+            note_outcome(store, outcome, sha=known.sha, now=now, touched=store.publishing.touches(repo))
         return outcome
 
 

@@ -257,16 +257,3 @@ def test_what_is_missing_is_said(
     assert run_app(["webhooks", "sync", *arguments]) in (2, 4)
     told = " ".join(capsys.readouterr().err.split()).lower()
     assert says in told and registered(world) == []
-
-
-def test_what_came_during_a_cycle_is_known_after_it(tmp_path: Path) -> None:
-    """The worker acts on it again: it may have come just when the repo was at hand."""
-    endpoint = Endpoint(tmp_path)
-    with endpoint.served() as url:
-        for body in (push(), push(sha="2" * 40), push(f"{UP}/other"), push("stranger/x")):
-            post(url, body)
-        assert {(wake.repo_id, wake.sha) for wake in endpoint.hooks.recent()} == {
-            (REPO, "2" * 40),
-            (f"{UP}/other", "1" * 40),
-        }
-        assert endpoint.hooks.recent() == []

@@ -12,8 +12,9 @@ import pytest
 from bot.intake.base_models import Base, base_of, is_derivative
 from bot.intake.references import Choice, Shared, choose
 from bot.intake.view import View, view
-from bot.publish.rows import current_rows, settled, told_rows
+from bot.publish.rows import current_rows, settled
 from bot.publish.states import state_of
+from bot.publish.told import told_rows
 from bot.queue.plan import jobs_for, plan
 from bot.store import Store
 from bot.store.proofs import Proof

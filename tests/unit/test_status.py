@@ -65,7 +65,9 @@ def look_into(store: Store, repo_id: str, **config: Any) -> None:
 
 
 def decide(store: Store, repo_id: str, action: str, reason: str) -> None:
-    store.publishing.note(repo_id, key="", sha=None, action=action, reason=reason, num=None, now=NOW, next_at=None)
+    store.publishing.note(
+        repo_id, key="", sha=None, action=action, reason=reason, num=None, now=NOW, next_at=None, touched=0
+    )
 
 
 def busy(store: Store) -> None:

@@ -74,3 +74,40 @@ def test_processes_open_a_fresh_database_at_once(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from bot.store import Store; Store(Path(sys.argv[1])).close()"
     together = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "q.db")]) for _ in range(4)]
     assert [process.wait(timeout=60) for process in together] == [0] * 4
+
+
+def test_a_touch_while_a_card_is_decided_about_is_not_lost(tmp_path: Path) -> None:
+    with Store(tmp_path / "a.db") as store:
+        store.publishing.touch("o/r", now=1.0)
+        assert store.publishing.due(now=1.0) == ["o/r"]
+        decided = {"key": "k", "sha": None, "action": "nothing", "reason": "", "num": None, "next_at": None}
+        touched = store.publishing.touches("o/r")
+        store.publishing.note("o/r", **decided, now=2.0, touched=touched)
+        assert store.publishing.due(now=9.0) == []
+        touched = store.publishing.touches("o/r")
+        store.publishing.touch("o/r", now=3.0)
+        store.publishing.note("o/r", **decided, now=4.0, touched=touched)
+        assert store.publishing.due(now=4.0) == ["o/r"]
+
+
+def test_a_mark_while_a_repo_is_looked_into_is_not_lost(tmp_path: Path) -> None:
+    saved = {"last_modified": None, "source": "follow", "note": None, "base_model": None, "config": {}}
+    with Store(tmp_path / "a.db") as store:
+        store.watching.mark_due("o/r", sha="a", now=1.0, follow="o")
+        store.repos.save_repo("o/r", sha="a", now=1.0, **saved)
+        assert store.watching.due(now=9.0, limit=9) == []
+        store.watching.mark_due("o/r", sha="b", now=3.0, follow="o")
+        store.repos.save_repo("o/r", sha="a", now=2.0, **saved)
+        assert [due.due_sha for due in store.watching.due(now=9.0, limit=9)] == ["b"]
+
+
+def test_a_pull_that_ends_wakes_the_owners_waiting_repos(tmp_path: Path) -> None:
+    with Store(tmp_path / "a.db") as store:
+        for repo, action in (("o/a", "wait"), ("o/b", "nothing"), ("other/c", "wait"), ("o/d", "wait")):
+            store.publishing.note(
+                repo, key="k", sha=None, action=action, reason="", num=None, now=1.0, next_at=None, touched=0
+            )
+        store.results.save_pull("o/d", 1, key="k", status="open", url=None, now=2.0)
+        assert store.publishing.due(now=9.0) == []
+        store.results.save_pull("o/d", 1, key="k", status="merged", url=None, now=3.0)
+        assert store.publishing.due(now=9.0) == ["o/a"]
