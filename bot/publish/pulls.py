@@ -265,10 +265,7 @@ class _Visit:
         if at > self._now - DAY:
             no = Decision("wait", "a new one is opened a day after the last one.", until=at + DAY)
         if no:
-            said = (
-                f"Pull {pull.num} can't be merged since the card was changed at its lines; a new one waits: {no.reason}"
-            )
-            return replace(no, action="wait", reason=said, num=pull.num)
+            return replace(no, reason=f"It can't be merged since the card was changed at its lines; {no.reason}")
         text = texts.replaced_comment()
         write(self._store, self._hub, lambda: self._hub.close_pull(self._repo.id, pull.num, text), now=self._now)
         self._save(pull.num, key=self._key, status=REPLACED, url=pull.url)
