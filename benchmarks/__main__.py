@@ -24,12 +24,13 @@ from benchmarks.rates import KERNEL_VOCAB, measure_kernels, measure_speed
 from benchmarks.setting import Setting, Subject, prepare, say
 from benchmarks.sizes import measure_sizes
 from benchmarks.table import BenchError, Row, render
+from benchmarks.watching import QUICK_REPOS, REPOS, measure_watching, watching_title
 from core.contract import Machine
 from jobs.llama import physical_cores
 
-PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers")
+PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers", "watch")
 #: These need no model.
-ALONE = {"kernel", "headers"}
+ALONE = {"kernel", "headers", "watch"}
 #: These need llama.cpp's own tools.
 WITH_PEERS = {"kld", "record", "speed"}
 KERNEL_TITLE = f"kernels: rows of {KERNEL_VOCAB:,} entries, no model"
@@ -105,6 +106,11 @@ def _measure(setting: Setting, names: list[str], parts: set[str], out: Path | No
     if "headers" in parts:
         tables[HEADERS_TITLE] = measure_headers(setting)
         print(render(HEADERS_TITLE, tables[HEADERS_TITLE]), flush=True)
+    if "watch" in parts:
+        repos = QUICK_REPOS if setting.quick else REPOS
+        title = watching_title(repos)
+        tables[title] = measure_watching(setting.folder, repos=repos)
+        print(render(title, tables[title]), flush=True)
     for name in dict.fromkeys(names) if parts - ALONE else ():
         try:
             subject = _model(setting, name, parts)

@@ -9,7 +9,6 @@ import json
 import os
 import resource
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,10 +22,14 @@ from benchmarks.children import ROOT, high_water, run
 from benchmarks.setting import say
 from benchmarks.table import Row, Target, at_most
 
-TITLE = "watching: {repos:,} repos of {owners} owners on localhub, one changed in a hundred"
 OWNERS = 20
-REPOS = 10_000
+REPOS, QUICK_REPOS = 10_000, 200
 _TOKEN = "hf_benchmark"
+
+
+def watching_title(repos: int) -> str:
+    """What stands above the table."""
+    return f"watch: {repos:,} repos of {OWNERS} owners, polled from the Hub in a folder"
 
 
 def measure_watching(folder: Path, *, repos: int = REPOS) -> list[Row]:
@@ -46,13 +49,11 @@ def measure_watching(folder: Path, *, repos: int = REPOS) -> list[Row]:
         say("idle poll …")
         idle = _poll(folder, hub.url)
         step = max(1, each * OWNERS // changed)
-        touched = [_name(number // each, number % each) for number in range(0, each * OWNERS, step)][:changed]
-        seed.many_repos(
-            root, ((name, {"more-Q4_K_M.gguf": _gguf(folder, repos + i)}) for i, name in enumerate(touched))
-        )
-        say(f"poll after {len(touched)} changes …")
+        names = [_name(number // each, number % each) for number in range(0, each * OWNERS, step)][:changed]
+        seed.many_repos(root, ((name, {"more-Q4_K_M.gguf": _gguf(folder, repos + i)}) for i, name in enumerate(names)))
+        say(f"poll after {len(names)} changes …")
         after = _poll(folder, hub.url)
-    return [*_rows(first, idle, after, repos=each * OWNERS, changed=len(touched))]
+    return [*_rows(first, idle, after, repos=each * OWNERS, changed=len(names))]
 
 
 def _rows(
@@ -67,6 +68,10 @@ def _rows(
             value=poll["api"],
             samples=poll,
         )
+
+    def headers(poll: dict[str, Any], files: int) -> Row:
+        read = poll["files"]
+        return Row("– headers", f"{read:,} ranges", f"{files:,} files", ratio=read / files, target=at_most(3))
 
     def counted(poll: dict[str, Any], expected: int) -> None:
         # A poll that misses repos would cost little indeed.
@@ -184,17 +189,5 @@ def _child(endpoint: str, db: Path) -> None:
     )
 
 
-def main() -> None:
-    """What the child processes run; without arguments a small benchmark, to see that it works."""
-    if len(sys.argv) == 3:
-        _child(sys.argv[1], Path(sys.argv[2]))
-        return
-    from benchmarks.table import render
-
-    repos = int(sys.argv[1]) if len(sys.argv) == 2 else 200
-    with tempfile.TemporaryDirectory(prefix="quantcard-bench-") as name:
-        print(render(TITLE.format(repos=repos, owners=OWNERS), measure_watching(Path(name), repos=repos)))
-
-
 if __name__ == "__main__":
-    main()
+    _child(sys.argv[1], Path(sys.argv[2]))
