@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,17 +17,29 @@ from bot.intake.view import View, view
 from bot.intake.watch import PollReport, poll
 from bot.publish.export import export, left_over
 from bot.publish.fragments import links_of
+from bot.publish.lease import Lease, LeaseLostError
 from bot.publish.manners import Decision
-from bot.publish.pulls import PUBLISH_LEASE, Outcome, note_outcome, publish_repo
+from bot.publish.outcome import Outcome, note_outcome, refused
+from bot.publish.pulls import publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.told import told_rows
+from bot.publish.writes import limited
 from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
 from bot.settings import Settings
 from bot.store import Store
+from bot.store.switch import paused
 from core.canonical import fingerprint
 from core.dataset import DatasetRow
-from core.errors import HubAuthError, HubRateLimitError, HubUnreachableError, QuantcardError, StorageError
+from core.errors import (
+    HubAuthError,
+    HubConflictError,
+    HubError,
+    HubRateLimitError,
+    HubUnreachableError,
+    QuantcardError,
+    StorageError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -191,18 +202,15 @@ class Cycle:
 
     def publish(self, report: CycleReport) -> None:
         """Bring cards and the dataset up to date; one process at a time, or a repo could get two pulls."""
-        owner = uuid.uuid4().hex
-        if not self._take_publishing(owner):
-            return
-        try:
-            self._publish(report, owner)
-        finally:
-            self.store.results.drop_lease("publish", owner)
+        lease = Lease(self.store, self.clock)
+        if self._take(lease):
+            with lease.publishing():
+                self._publish(report, lease)
 
-    def _take_publishing(self, owner: str) -> bool:
+    def _take(self, lease: Lease) -> bool:
         """Wait for our turn; False when we are stopped before it comes."""
         told = False
-        while not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
+        while not lease.take():
             if self.stop.is_set():
                 return False
             if not told:
@@ -211,7 +219,7 @@ class Cycle:
             self.clock.sleep(0.5)
         return True
 
-    def _publish(self, report: CycleReport, owner: str) -> None:
+    def _publish(self, report: CycleReport, lease: Lease) -> None:
         seen = view(self.store, trusted=self.settings.trusted_owners)
         publishing = self.settings.publish
         if publishing and not self.settings.hf_token and not self.hub.dry_run:
@@ -223,13 +231,15 @@ class Cycle:
             self.store.results.put("export", "due")
             if not publishing or self.stop.is_set():
                 break
-            if not self.store.results.take_lease("publish", owner, now=self.clock.now(), lease=PUBLISH_LEASE):
-                self._tell("Publishing took so long that another quantcard took over; the rest is left to it.")
+            error = self._guard(report, repo_id, partial(self._publish_repo, report, seen, repo_id, lease))
+            if isinstance(error, LeaseLostError):
                 return
-            error = self._guard(report, repo_id, partial(self._publish_repo, report, seen, repo_id))
             # Of a Hub that is away, the others would fare no better, and each would take its time.
             publishing = not isinstance(error, HubUnreachableError | HubRateLimitError)
-        hub = self.hub if publishing and not self.stop.is_set() else None
+        # The dataset is ours, so that quiet hours are no matter; a pause is, and what the Hub told us to wait.
+        now = self.clock.now()
+        silent = not self.hub.dry_run and (paused(self.store) or limited(self.store, now=now))
+        hub = self.hub if publishing and not silent and not self.stop.is_set() else None
         if self.store.results.get("export") == "done":
             return
 
@@ -258,8 +268,9 @@ class Cycle:
             taken.update(more)
             yield from more
 
-    def _publish_repo(self, report: CycleReport, seen: View, repo_id: str) -> None:
+    def _publish_repo(self, report: CycleReport, seen: View, repo_id: str, lease: Lease) -> None:
         """Decide about one repo's card, and when to do so again."""
+        lease.keep()
         now, touched = self.clock.now(), self.store.publishing.touches(repo_id)
         repo = self.store.repos.repo(repo_id)
         rows: list[DatasetRow] = []
@@ -275,7 +286,14 @@ class Cycle:
                 self._guard(report, f"the chat templates of {repo_id}", partial(self._learn_templates, seen, repo_id))
                 rows = current_rows(self.store, seen, self.protocol, repo_id=repo_id)
             # Until its measurements have ended nothing is told, but its owners are heard.
-            outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now, settled=ended)
+            try:
+                outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now, settled=ended)
+            except (HubUnreachableError, HubRateLimitError, HubConflictError, StorageError):
+                raise
+            except HubError as error:
+                # It would be refused again: it is asked again later, and ever later.
+                report.errors.append((repo_id, error))
+                outcome = refused(self.store, repo_id, error, now=now)
             if (ended and told) or outcome.decision.action in ("open", "update"):
                 report.outcomes.append(outcome)
         if self.hub.dry_run:

@@ -111,7 +111,8 @@ class Settings(BaseSettings):
         default=3600, ge=0, description="seconds between looks at an open pull's comments; a webhook makes it sooner"
     )
     quiet_hours: str = Field(
-        default="", description="hours of the day, UTC, in which nothing is written to the Hub, as in '22-7'"
+        default="",
+        description="hours of the day, UTC, in which nothing is written to other people's repos, as in '22-7'",
     )
     leaderboard_url: str = Field(default="", description="the leaderboard's address, linked from cards")
     project_url: str = Field(default="", description="this project's address, linked from cards and pulls")

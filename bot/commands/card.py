@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated
 
 import typer
@@ -14,7 +13,9 @@ from bot.hub.door import HubDoor
 from bot.hub.dry_run import print_exactly
 from bot.intake.view import view
 from bot.progress import say
-from bot.publish.pulls import PUBLISH_LEASE, Outcome, note_outcome, preview, publish_repo
+from bot.publish.lease import Lease
+from bot.publish.outcome import Outcome, note_outcome
+from bot.publish.pulls import preview, publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.section import CARD
 from bot.settings import Settings, load_settings
@@ -61,15 +62,14 @@ def card(
 
 
 def _publish(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> Outcome:
-    now, owner = SystemClock().now(), uuid.uuid4().hex
-    if not store.results.take_lease("publish", owner, now=now, lease=PUBLISH_LEASE):
+    clock = SystemClock()
+    lease = Lease(store, clock)
+    if not lease.take():
         raise SettingsError("Another quantcard publishes from this database just now. Try again in a minute.")
-    try:
-        touched = store.publishing.touches(repo.id)
+    with lease.publishing():
+        now, touched = clock.now(), store.publishing.touches(repo.id)
         outcome = publish_repo(store, hub, settings, repo, rows, now=now)
         note_outcome(store, outcome, sha=repo.sha, now=now, touched=touched)
-    finally:
-        store.results.drop_lease("publish", owner)
     return outcome
 
 

@@ -15,7 +15,7 @@ from bot.store import Store
 from bot.store.repos import Variant
 from bot.store.watching import Due
 from core.audit import Inspection
-from core.errors import HubAuthError, HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError
+from core.errors import HubAuthError, HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError, StorageError
 from core.gguf_files import RepoFile, VariantFiles, group_variants, shard_of
 from core.repo_names import is_repo_id
 
@@ -52,9 +52,12 @@ def look_into_due(
                 errors.append((due.id, error))
         except (HubUnreachableError, HubRateLimitError):
             raise
-        except HubError as error:
-            errors.append((due.id, error))
-            store.watching.put_off(due.id, error=str(error), until=now + RETRY_S)
+        except StorageError:
+            raise
+        except Exception as failure:
+            told = told_error(failure, due.id)
+            errors.append((due.id, told))
+            store.watching.put_off(due.id, error=str(told), until=now + RETRY_S)
 
     return _through(lambda: store.watching.due(now=now, limit=_BATCH), one, stop)
 
@@ -77,11 +80,22 @@ def audit_waiting(
         except HubNotFoundError:
             # It changed since; the next look finds what there is now.
             store.watching.put_off_audit(variant.id, until=now + RETRY_S)
-        except HubError as error:
-            errors.append((f"{variant.repo_id}/{variant.name}", error))
+        except StorageError:
+            raise
+        except Exception as failure:
+            what = f"{variant.repo_id}/{variant.name}"
+            errors.append((what, told_error(failure, what)))
             store.watching.put_off_audit(variant.id, until=now + RETRY_S)
 
     return _through(lambda: store.watching.to_audit(now=now, limit=_BATCH), one, stop)
+
+
+def told_error(failure: Exception, what: str) -> HubError:
+    """The error to tell; one repo's surprise must not keep the others from being looked into."""
+    if isinstance(failure, HubError):
+        return failure
+    logger.error("Looking into %s failed", what, exc_info=failure)
+    return HubError(f"{what} could not be understood ({type(failure).__name__}); see the log.")
 
 
 def _through(more: Callable[[], list[T]], one: Callable[[T], None], stop: threading.Event) -> HubError | None:

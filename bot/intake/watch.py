@@ -14,10 +14,10 @@ from functools import partial
 
 from bot.hub.budget import HubBudgetError, Urgency, urgency
 from bot.hub.door import HubDoor, RepoSummary
-from bot.intake.look import Errors, audit_waiting, look, look_into_due
+from bot.intake.look import Errors, audit_waiting, look, look_into_due, told_error
 from bot.store import Store
 from bot.store.repos import COLLECTION, Follow
-from core.errors import HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError
+from core.errors import HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError, StorageError
 from core.repo_names import is_repo_id
 
 #: A listing may learn of a commit a little late: entries of this time before the last seen one are compared again.
@@ -222,8 +222,10 @@ def _take_requests(
             found = seen and bool(store.repos.variants(detail.summary.id))
         except (HubUnreachableError, HubRateLimitError) as error:
             return error
-        except HubError as error:
-            store.results.end_request(request["id"], state="refused", note=str(error))
+        except StorageError:
+            raise
+        except Exception as failure:
+            store.results.end_request(request["id"], state="refused", note=str(told_error(failure, repo_id)))
             continue
         report.changed.append(repo_id)
         note = None if found else "There is no GGUF model in this repo."

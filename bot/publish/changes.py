@@ -9,12 +9,16 @@ speeds and wording are no reason: whoever uploaded the files knows, and the pull
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bot.publish.data_block import DataBlock, DataVariant
 from core.verdict import Z95, Candidate, picks
 
 #: The share of the old mean KLD by which it must have moved.
 _SHARE = 0.05
+#: What every run of the same measurement gives anew.
+_SPEEDS = ("pp_ts", "pp_ts_stddev", "tg_ts", "tg_ts_stddev", "peak_memory_bytes", "peak_vram_bytes")
+_EACH_RUN: dict[str, Any] = {"variants": {"__all__": set(_SPEEDS)}}
 #: Moved files that a comment names.
 MAX_NAMED = 8
 
@@ -70,6 +74,13 @@ def changes(old: DataBlock, new: DataBlock) -> Changes:
     # Where the older figures were cut for want of room, what was recommended can't be told from them.
     advice = () if old.left_out or new.left_out else _advice(old, new)
     return Changes(advice=advice, moved=tuple(moved), lost=tuple(lost))
+
+
+def only_speeds_differ(old: DataBlock, new: DataBlock) -> bool:
+    """Whether two blocks tell the same files and figures but for speeds and memory, which no two runs share."""
+    if old.left_out or new.left_out:
+        return False
+    return old.model_dump(exclude=_EACH_RUN) == new.model_dump(exclude=_EACH_RUN)
 
 
 def _moved(was: DataVariant, now: DataVariant) -> Moved | None:

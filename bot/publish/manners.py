@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bot.store.results import StoredPull
@@ -13,6 +13,9 @@ OPEN = ("open", "draft")
 REPLACED = "replaced"
 #: Repos of one owner in which our last pull was closed, after which the owner is left alone.
 MUTED_AFTER = 2
+#: Days after which a pull that can't be merged is replaced, the first time, the second …: then no more, since its
+#: owner's card changes all the time, and each new pull is a notice to them.
+REPLACE_AFTER = (1, 7, 30)
 _HOUR, DAY = 3600.0, 86_400.0
 
 #: ``wait``: later, by itself; ``barred``: the Hub lets us ask nothing there.
@@ -66,19 +69,20 @@ class Standing:
 def held_back(standing: Standing) -> Decision | None:
     """Why no new pull may be opened now, or None. It needs nothing of the Hub."""
     pulls, now = [pull for pull in standing.pulls if pull.status != REPLACED], standing.now
-    if not standing.consented:
-        if len(refused := _refused(pulls)) >= MUTED_AFTER:
-            return Decision(
-                "wait",
-                f"Our pull was closed in {len(refused)} repos of this owner, who is left alone until one is reopened.",
-                until=now + DAY,
-            )
-        if pulls and not any(pull.status == "merged" for pull in pulls):
-            return Decision(
-                "wait",
-                "The owner was sent one pull as an introduction; more follow once one is merged.",
-                until=now + DAY,
-            )
+    refused, merged = _last(pulls, "closed"), _last(pulls, "merged")
+    # Who agreed beforehand, or asked, is taken to have had enough once more were closed than merged.
+    if len(refused) >= MUTED_AFTER and (not standing.consented or len(refused) > len(merged)):
+        return Decision(
+            "wait",
+            f"Our pull was closed in {len(refused)} repos of this owner, who is left alone until one is reopened.",
+            until=now + DAY,
+        )
+    if not standing.consented and pulls and not any(pull.status == "merged" for pull in pulls):
+        return Decision(
+            "wait",
+            "The owner was sent one pull as an introduction; more follow once one is merged.",
+            until=now + DAY,
+        )
     if sum(pull.status in OPEN for pull in pulls) >= standing.open_per_owner:
         return Decision(
             "wait",
@@ -92,10 +96,25 @@ def held_back(standing: Standing) -> Decision | None:
     return None
 
 
-def _refused(pulls: Sequence[StoredPull]) -> set[str]:
-    """The repos in which the last of our pulls was closed unmerged."""
+def not_replaced_yet(standing: Standing, *, repo_id: str, num: int) -> Decision | None:
+    """Why the place of pull ``num``, which can't be merged as it is, is not taken by a new one now; None: it may be."""
+    here = [pull for pull in standing.pulls if pull.repo_id == repo_id]
+    opened = next((pull.created_at for pull in here if pull.num == num), standing.now)
+    before = sum(pull.status == REPLACED for pull in here)
+    if before >= len(REPLACE_AFTER):
+        return Decision("wait", f"{before} were replaced before it, so it stays as it is until it is merged or closed.")
+    days = REPLACE_AFTER[before]
+    if (until := opened + days * DAY) > standing.now:
+        said = f"a new one may be opened {days} day{'s' if days > 1 else ''} after it."
+        return Decision("wait", said, until=until)
+    others = [pull for pull in standing.pulls if (pull.repo_id, pull.num) != (repo_id, num)]
+    return held_back(replace(standing, pulls=others))
+
+
+def _last(pulls: Sequence[StoredPull], status: str) -> set[str]:
+    """The repos in which the last of our pulls has this status."""
     last = {pull.repo_id: pull for pull in sorted(pulls, key=lambda pull: pull.num)}
-    return {repo_id for repo_id, pull in last.items() if pull.status == "closed"}
+    return {repo_id for repo_id, pull in last.items() if pull.status == status}
 
 
 def decide(*, key: str, card_key: str | None, pulls: Sequence[PullView], standing: Standing) -> Decision:
@@ -120,6 +139,6 @@ def decide(*, key: str, card_key: str | None, pulls: Sequence[PullView], standin
     closed = max((p.num for p in pulls if p.status == "closed"), default=0)
     if closed > merged:
         return Decision("nothing", f"Pull {closed} was closed: the repo is left alone unless it is reopened.", closed)
-    if any(p.status == "merged" and p.key == key for p in pulls):
+    if card_key is None and any(p.status == "merged" and p.key == key for p in pulls):
         return Decision("nothing", "These figures were merged before and have since been taken off the card.")
     return held_back(standing) or Decision("open", "The card has no section with these figures yet.")

@@ -13,11 +13,14 @@ from bot.publish import card as cards
 from bot.publish import pull_texts as texts
 from bot.publish.answers import hear
 from bot.publish.card_text import card_text, text_of
-from bot.publish.changes import changes
-from bot.publish.data_block import FILE, DataBlock, data_of, decode, decode_file
+from bot.publish.changes import changes, only_speeds_differ
+from bot.publish.data_block import FILE, DataBlock, data_of, decode, decode_file, encode
 from bot.publish.found import Found, known_pulls, sweep_owner
-from bot.publish.manners import DAY, OPEN, REPLACED, Decision, Standing, decide, held_back
+from bot.publish.lease import LeaseLostError
+from bot.publish.manners import DAY, OPEN, REPLACED, Decision, Standing, decide, held_back, not_replaced_yet
+from bot.publish.outcome import BARRED_S, Outcome
 from bot.publish.render import render_pull_body
+from bot.publish.rows import figures_key
 from bot.publish.section import CARD, Section, make_section, no_quality, rows_for, section_key
 from bot.publish.writes import WritesLimitedError, held, write
 from bot.settings import Settings
@@ -26,27 +29,10 @@ from bot.store.repos import Repo
 from core.dataset import DatasetRow
 from core.errors import HubAuthError, HubConflictError
 
-#: Seconds for which one process publishes alone unless it says that it is still at it.
-PUBLISH_LEASE = 180.0
-#: Seconds until a repo is asked again in which the Hub let us ask nothing.
-BARRED_S = 7 * DAY
+#: Seconds for which a wish to measure anew is a reason to tell of other speeds.
+ASKED_S = 7 * DAY
 #: A pull that ended is looked at this many times more seldom than an open one: its owner may call us back there.
 ENDED_LOOKS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What was done about a repo's card.
-
-    ``next_at``: when to decide again (seconds since the epoch); None: when something happens there. ``key``: of what
-    was to be told.
-    """
-
-    repo_id: str
-    decision: Decision
-    url: str | None = None
-    next_at: float | None = None
-    key: str = ""
 
 
 def publish_repo(
@@ -75,6 +61,8 @@ def publish_repo(
         return visit.run()
     except WritesLimitedError as error:
         return visit.outcome(Decision("wait", str(error), until=error.until))
+    except LeaseLostError:
+        raise
     except HubConflictError:
         # Somebody commits there just now; if it was to our pull, the next look leaves it to them.
         said = "Somebody else committed there just now; it is looked at again."
@@ -83,21 +71,6 @@ def publish_repo(
         if (because := repo_refuses(error)) is None:
             raise
         return visit.outcome(Decision("barred", f"The Hub lets us ask nothing there: {because}", until=now + BARRED_S))
-
-
-def note_outcome(store: Store, outcome: Outcome, *, sha: str | None, now: float, touched: int) -> None:
-    """Remember what was decided about a repo, seen at commit ``sha`` (see :meth:`Publishing.note`)."""
-    store.publishing.note(
-        outcome.repo_id,
-        key=outcome.key,
-        sha=sha,
-        action=outcome.decision.action,
-        reason=outcome.decision.reason,
-        num=outcome.decision.num,
-        now=now,
-        next_at=outcome.next_at,
-        touched=touched,
-    )
 
 
 class _Visit:
@@ -228,6 +201,8 @@ class _Visit:
         if decision.action == "open":
             sweep_owner(self._store, self._hub, self._repo.id, now=self._now)
             decision = decide(key=self._key, card_key=card_key, pulls=views, standing=self._standing())
+        if decision.action == "open" and self._only_speeds(main):
+            decision = Decision("nothing", "Only speeds moved since: no reason for a new pull.")
         if decision.action not in ("open", "update"):
             return self.outcome(decision)
         section = self.section()
@@ -253,18 +228,24 @@ class _Visit:
         reason = f"{outcome.decision.reason} {waits.reason}"
         return self.outcome(replace(outcome.decision, reason=reason, until=waits.until), outcome.url)
 
+    def _only_speeds(self, main: str) -> bool:
+        """Whether main's section tells these figures but for speeds, which are never twice the same.
+
+        Files are measured once for all that hold them, so that somebody else's wish may have been the reason. What
+        this repo's owners asked for lately, or set in their ``.quantcard.yml``, is told.
+        """
+        asked = float(self._store.results.get(f"remeasured:{self._repo.id}") or 0.0)
+        if asked > self._now - ASKED_S or self._key != figures_key(self._rows):
+            return False
+        standing, new = decode(main), decode(encode(self._rows))
+        return standing is not None and new is not None and only_speeds_differ(standing, new)
+
     def _close_to_replace(self, pull: HubPull) -> Decision | None:
         """Close a pull of ours that the card's own changes stand in the way of; or why its place can't be taken now.
 
         Its base stays the card that it was opened on, so no commit to it takes the conflict away.
         """
-        standing, this = self._standing(), (self._repo.id, pull.num)
-        at = next((one.created_at for one in standing.pulls if (one.repo_id, one.num) == this), self._now)
-        others = [one for one in standing.pulls if (one.repo_id, one.num) != this]
-        no = held_back(replace(standing, pulls=others))
-        if at > self._now - DAY:
-            no = Decision("wait", "a new one is opened a day after the last one.", until=at + DAY)
-        if no:
+        if no := not_replaced_yet(self._standing(), repo_id=self._repo.id, num=pull.num):
             return replace(no, reason=f"It can't be merged since the card was changed at its lines; {no.reason}")
         text = texts.replaced_comment()
         write(self._store, self._hub, lambda: self._hub.close_pull(self._repo.id, pull.num, text), now=self._now)

@@ -215,7 +215,7 @@ def _command(
 
 def figures_key(rows: list[DatasetRow]) -> str:
     """12 hex digits over what a section says: files and figures, not wording, so that templates may improve."""
-    told = [(r.variant, r.variant_key, r.state, r.reason, _figures(r), r.pp_ts, r.tg_ts) for r in rows]
+    told = [(r.variant, r.variant_key, r.state, r.reference_kind, _figures(r), r.pp_ts, r.tg_ts) for r in rows]
     return fingerprint(json.loads(json.dumps(told)))[:12]
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from bot.hub.budget import HubBudgetError
 from bot.hub.door import HubDoor
 from bot.publish.hours import parse_hours, time_of_day
+from bot.publish.lease import keep_publishing
 from bot.publish.manners import Decision
 from bot.settings import Settings
 from bot.store import Store
@@ -40,6 +41,11 @@ def held(store: Store, hub: HubDoor, settings: Settings, *, now: float) -> Decis
     quiet = parse_hours(settings.quiet_hours)
     if quiet and (until := quiet.until(now)):
         return Decision("wait", f"Quiet hours until {time_of_day(until)} UTC.", until=until)
+    return limited(store, now=now)
+
+
+def limited(store: Store, *, now: float) -> Decision | None:
+    """Whether the Hub told us to write nothing for a while."""
     until = float(store.results.get(_NAME) or 0.0)
     if now < until <= now + MAX_LIMIT_S:
         return Decision("wait", f"The Hub takes no more of our pulls until {time_of_day(until)} UTC.", until=until)
@@ -51,8 +57,10 @@ def write(store: Store, hub: HubDoor, call: Callable[[], T], *, now: float) -> T
 
     Raises:
         WritesLimitedError: that happened.
+        LeaseLostError: another process publishes by now.
         HubError: whatever else the call raises.
     """
+    keep_publishing()
     try:
         return call()
     except HubBudgetError:

@@ -194,6 +194,15 @@ class Results:
             self.put(f"lease:{name}", json.dumps({"owner": owner, "until": now + lease}))
             return True
 
+    def keep_lease(self, name: str, owner: str, *, now: float, lease: float) -> bool:
+        """Prolong a named lease that is still ours, run out or not; False where somebody had it in between."""
+        with immediate(self._db):
+            held = json.loads(self.get(f"lease:{name}") or "null")
+            if not held or held["owner"] != owner:
+                return False
+            self.put(f"lease:{name}", json.dumps({"owner": owner, "until": now + lease}))
+            return True
+
     def drop_lease(self, name: str, owner: str) -> None:
         """Give a named lease back, if it is still ours."""
         with immediate(self._db):

@@ -17,7 +17,8 @@ from bot_helpers import BASE, REPO, World
 
 from bot.commands.common import open_hub
 from bot.publish import card as cards
-from bot.publish.pulls import Outcome, publish_repo
+from bot.publish.outcome import Outcome
+from bot.publish.pulls import publish_repo
 from bot.store import Store
 from core.dataset import DatasetRow
 from localhub import seed

@@ -19,7 +19,8 @@ from bot.intake.view import view
 from bot.intake.watch import poll
 from bot.publish import card as cards
 from bot.publish.manners import DAY
-from bot.publish.pulls import Outcome, note_outcome, publish_repo
+from bot.publish.outcome import Outcome, note_outcome
+from bot.publish.pulls import publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.store import Store
 from bot.store.repos import Variant

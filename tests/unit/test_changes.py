@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rows import row, sha
 
-from bot.publish.changes import changes
+from bot.publish.changes import changes, only_speeds_differ
 from bot.publish.data_block import data_of, decode, encode
 from core.dataset import DatasetRow
 
@@ -82,3 +82,20 @@ def test_figures_that_were_cut_for_want_of_room_recommend_nothing() -> None:
     old = decode(encode(BEFORE, limit=1_500))
     assert old is not None and old.left_out
     assert not changes(old, data_of([*BEFORE, row("IQ4_XS", kld_mean=0.0084)])).advice
+
+
+@pytest.mark.parametrize(
+    ("rows", "same"),
+    [
+        (BEFORE, True),
+        (after(tg_ts=1.0, pp_ts=2.0, tg_ts_stddev=0.5, peak_memory_bytes=1), True),
+        (after(kld_mean=0.0087), False),
+        (after(variant_key=sha("new")), False),
+        (after(state="failed"), False),
+        ([*BEFORE, row("Q3_K_M")], False),
+        (BEFORE[1:], False),
+    ],
+)
+def test_speeds_alone_are_no_reason_for_a_new_pull(rows: list[DatasetRow], same: bool) -> None:
+    old, new = decode(encode(BEFORE)), decode(encode(rows))
+    assert old is not None and new is not None and only_speeds_differ(old, new) is same

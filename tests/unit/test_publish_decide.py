@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,10 +13,13 @@ import pytest
 from rows import LADDER, row, sha
 
 from bot.publish.export import arrow_schema, parquet_bytes
-from bot.publish.manners import PullView, Standing, decide, held_back
+from bot.publish.manners import DAY, PullView, Standing, decide, held_back, not_replaced_yet
+from bot.publish.outcome import note_outcome, refused
 from bot.publish.rows import figures_key
+from bot.store import Store
 from bot.store.results import StoredPull
 from core.dataset import DatasetRow
+from core.errors import HubError
 
 
 def pull(status: str, num: int = 1, key: str = "old", foreign: bool = False, mine: bool = True) -> PullView:
@@ -26,6 +31,7 @@ def stored(status: str, num: int = 1, repo: str = "other") -> StoredPull:
 
 
 NOW = 1_800_000_000.0
+TWO_MERGED = [stored("merged", 1, "c"), stored("merged", 1, "d")]
 TWO_CLOSED = [stored("closed", 1, "a"), stored("closed", 1, "b")]
 
 
@@ -57,10 +63,17 @@ TWO_CLOSED = [stored("closed", 1, "a"), stored("closed", 1, "b")]
         ({"opened": [NOW - 60.0] * 19}, "open", "no section"),
         ({"opened": [NOW - 3601.0] * 99}, "open", "no section"),
         ({"pulls": [pull("open", 4)], "opened": [NOW] * 99, "owner_pulls": [stored("open")] * 9}, "update", "Pull 4"),
-        # Two repos whose last pull was closed mute their owner; a merge elsewhere does not undo that, consent does.
+        # What was merged before and stands on the card no more, but an older section does, is no whim of its owner.
+        ({"pulls": [pull("merged", 3, "new")], "card_key": "older", "owner_pulls": [stored("merged")]}, "open", "no"),
+        # A pull that we closed to open it anew is nobody's no, and no introduction.
+        ({"pulls": [pull("replaced", 3)], "owner_pulls": [stored("replaced")]}, "open", "no section"),
+        # Two repos whose last pull was closed mute their owner; a merge elsewhere does not undo that. Who agreed
+        # beforehand is muted once more were closed than merged.
         ({"owner_pulls": TWO_CLOSED}, "wait", "closed in 2 repos"),
         ({"owner_pulls": [*TWO_CLOSED, stored("merged", 1, "c")]}, "wait", "closed in 2 repos"),
-        ({"owner_pulls": TWO_CLOSED, "consented": True}, "open", "no section"),
+        ({"owner_pulls": TWO_CLOSED, "consented": True}, "wait", "closed in 2 repos"),
+        ({"owner_pulls": [*TWO_CLOSED, stored("merged", 1, "c")], "consented": True}, "wait", "closed in 2 repos"),
+        ({"owner_pulls": [*TWO_CLOSED, *TWO_MERGED], "consented": True}, "open", "no section"),
         ({"owner_pulls": TWO_CLOSED, "pulls": [pull("open", 4)]}, "update", "Pull 4"),
         ({"owner_pulls": [*TWO_CLOSED[:1], stored("closed", 2, "a"), stored("merged", 1, "c")]}, "open", "no section"),
         ({"owner_pulls": [*TWO_CLOSED, stored("merged", 2, "a")]}, "open", "no section"),
@@ -85,6 +98,45 @@ def test_manners(given: dict[str, Any], action: str, says: str) -> None:
     assert (found.num is not None) is (action == "update" or "Pull" in found.reason or "left to" in found.reason)
 
 
+@pytest.mark.parametrize(
+    ("pulls", "waits"),
+    [
+        ([(1, "open", 0.9)], "1 day after"),
+        ([(1, "open", 1.1)], None),
+        ([(1, "replaced", 9.0), (2, "open", 6.9)], "7 days after"),
+        ([(1, "replaced", 9.0), (2, "open", 7.1)], None),
+        ([(1, "replaced", 99.0), (2, "replaced", 98.0), (3, "open", 29.0)], "30 days after"),
+        ([(n, "replaced", 99.0) for n in (1, 2, 3)] + [(4, "open", 98.0)], "3 were replaced before it"),
+    ],
+)
+def test_a_pull_is_replaced_ever_more_seldom(pulls: list[tuple[int, str, float]], waits: str | None) -> None:
+    known = [StoredPull("owner/r", num, "k", status, None, NOW - days * DAY) for num, status, days in pulls]
+    standing = Standing(known, False, open_per_owner=5, per_hour=20, opened=[], now=NOW)
+    found = not_replaced_yet(standing, repo_id="owner/r", num=pulls[-1][0])
+    assert (found is None) is (waits is None)
+    assert waits is None or (found and waits in found.reason)
+    # Another repo's pulls are the limits' matter, and the owner's patience the same as ever.
+    closed = [
+        *known,
+        StoredPull("owner/a", 1, "", "closed", None, 0.0),
+        StoredPull("owner/b", 1, "", "closed", None, 0.0),
+    ]
+    muted = not_replaced_yet(replace(standing, pulls=closed), repo_id="owner/r", num=pulls[-1][0])
+    assert muted is not None
+
+
+def test_what_the_hub_refuses_is_asked_ever_more_seldom(tmp_path: Path) -> None:
+    error, now, pauses = HubError("It says 400."), NOW, []
+    with Store(tmp_path / "a.db") as store:
+        for _ in range(10):
+            found = refused(store, "o/r", error, now=now)
+            assert found.decision.action == "barred" and found.next_at is not None and "400" in found.decision.reason
+            pauses.append(found.next_at - now)
+            note_outcome(store, found, sha=None, now=now, touched=0)
+            now = found.next_at
+    assert pauses == [3600.0 * 2**n for n in range(8)] + [7 * DAY] * 2
+
+
 def test_a_full_hour_waits_until_the_first_of_it_is_over() -> None:
     opened = [NOW - 3000.0, NOW - 2000.0, NOW - 1000.0]
     found = held_back(Standing([], True, open_per_owner=5, per_hour=2, opened=opened, now=NOW))
@@ -102,11 +154,11 @@ def test_the_key_follows_what_is_told() -> None:
         {"tg_ts": 1.0},
         {"variant_key": sha("x")},
         {"state": "failed"},
-        {"reason": "x"},
+        {"reference_kind": "q8_0"},
         {"quality_json": "{}"},
     ):
         assert figures_key([rows[0], rows[1].model_copy(update=change)]) != key
-    assert figures_key([rows[0], rows[1].model_copy(update={"measured_at": None, "label": "x"})]) == key
+    assert figures_key([rows[0], rows[1].model_copy(update={"measured_at": None, "label": "x", "reason": "x"})]) == key
 
 
 def read(data: bytes) -> list[DatasetRow]:
