@@ -28,7 +28,9 @@ from bot.queue.plan import plan
 from bot.queue.worker import JobEvent, Worker
 from bot.settings import Settings
 from bot.store import Store
+from bot.store.db import immediate
 from bot.store.switch import paused
+from core.audit import AUDIT_VERSION
 from core.canonical import fingerprint
 from core.dataset import DatasetRow
 from core.errors import (
@@ -40,6 +42,7 @@ from core.errors import (
     QuantcardError,
     StorageError,
 )
+from core.patience import NO_ANSWER_S, Patience
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +149,10 @@ class Cycle:
         seen = view(self.store, trusted=self.settings.trusted_owners)
         added = 0
         for repo_id in self.store.watching.to_plan():
-            added += self.store.jobs.add(plan(seen.of(repo_id), self.protocol), now=self.clock.now())
-            self.store.watching.planned(repo_id)
+            with immediate(self.store.db):
+                # First, in the same breath: what is wanted meanwhile by another process is not wiped out.
+                self.store.watching.planned(repo_id)
+                added += self.store.jobs.add(plan(seen.of(repo_id), self.protocol), now=self.clock.now())
         if withdrawn := self.store.jobs.withdraw_outdated():
             self._tell(f"{withdrawn} jobs of files that were replaced or removed were withdrawn.")
         self._tell(f"{added} new jobs queued.")
@@ -155,6 +160,9 @@ class Cycle:
 
     def _notice_other_rules(self) -> None:
         """Plan and publish everything anew where the protocol in force or the trusted owners are others."""
+        if self.store.results.get("audit") != str(AUDIT_VERSION):
+            self.store.watching.audit_again(AUDIT_VERSION, now=self.clock.now())
+            self.store.results.put("audit", str(AUDIT_VERSION))
         rules = fingerprint([self.protocol.fingerprint, sorted(self.settings.trusted_owners)])
         if self.store.results.get("rules") != rules:
             self.store.watching.want_plan_of_all()
@@ -221,7 +229,7 @@ class Cycle:
 
     def _publish(self, report: CycleReport, lease: Lease) -> None:
         seen = view(self.store, trusted=self.settings.trusted_owners)
-        publishing = self.settings.publish
+        publishing, patience = self.settings.publish, Patience()
         if publishing and not self.settings.hf_token and not self.hub.dry_run:
             publishing = False
             said = "No token, so nothing is published: set HF_TOKEN to the bot's token, or QUANTCARD_PUBLISH=false."
@@ -234,8 +242,16 @@ class Cycle:
             error = self._guard(report, repo_id, partial(self._publish_repo, report, seen, repo_id, lease))
             if isinstance(error, LeaseLostError):
                 return
-            # Of a Hub that is away, the others would fare no better, and each would take its time.
-            publishing = not isinstance(error, HubUnreachableError | HubRateLimitError)
+            if isinstance(error, HubUnreachableError):
+                # Of a Hub that is away, the others would fare no better, and each would take its time.
+                self._put_off(repo_id, error)
+                publishing = not patience.failed()
+            elif isinstance(error, HubAuthError):
+                # Most likely our token; once it may write, nothing should have to wait.
+                publishing = not patience.failed()
+            else:
+                patience.well()
+                publishing = not isinstance(error, HubRateLimitError)
         # The dataset is ours, so that quiet hours are no matter; a pause is, and what the Hub told us to wait.
         now = self.clock.now()
         silent = not self.hub.dry_run and (paused(self.store) or limited(self.store, now=now))
@@ -260,6 +276,14 @@ class Cycle:
                 self.store.results.put("export", "done")
 
         self._guard(report, self.settings.dataset or "the export", export_rows)
+
+    def _put_off(self, repo_id: str, error: HubUnreachableError) -> None:
+        """One card that the Hub fails at must not be the first of the next cycle too."""
+        if not self.hub.dry_run:
+            now, repo = self.clock.now(), self.store.repos.repo(repo_id)
+            outcome = refused(self.store, repo_id, error, now=now, first=NO_ANSWER_S)
+            touched = self.store.publishing.touches(repo_id)
+            note_outcome(self.store, outcome, sha=repo.sha if repo else None, now=now, touched=touched)
 
     def _due_cards(self) -> Iterator[str]:
         """The repos whose cards are to be decided, each once; one that ends may let others go on."""
@@ -288,7 +312,7 @@ class Cycle:
             # Until its measurements have ended nothing is told, but its owners are heard.
             try:
                 outcome = publish_repo(self.store, self.hub, self.settings, repo, rows, now=now, settled=ended)
-            except (HubUnreachableError, HubRateLimitError, HubConflictError, StorageError):
+            except (HubAuthError, HubUnreachableError, HubRateLimitError, HubConflictError, StorageError):
                 raise
             except HubError as error:
                 # It would be refused again: it is asked again later, and ever later.

@@ -81,6 +81,10 @@ class HubAuthError(HubError):
     """The token is missing, unknown, or lacks a right (401, 403)."""
 
 
+class HubGatedError(HubAuthError):
+    """The repo's files are only for those whom its owner let in."""
+
+
 class HubNotFoundError(HubError):
     """The repo, revision or file is not there, or not for this token (404)."""
 

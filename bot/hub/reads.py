@@ -10,21 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_url
-from huggingface_hub.community import DiscussionComment, DiscussionCommit, DiscussionStatusChange
+from huggingface_hub.community import (
+    DiscussionComment,
+    DiscussionCommit,
+    DiscussionStatusChange,
+    DiscussionTitleChange,
+)
 from huggingface_hub.hf_api import RepoFile as TreeFile
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx, parse_datetime
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    httpx,
+    parse_datetime,
+    validate_repo_id,
+)
 
 from bot.hub.base import HubBase
 from bot.hub.budget import FILES
-from bot.hub.door import Comment, FileTooLargeError, HubPull, RepoDetail, RepoSummary
+from bot.hub.door import Comment, FileTooLargeError, HubPull, RepoDetail, RepoSummary, StatusChange
 from core.errors import HubNotFoundError
 from core.gguf_files import RepoFile
 
 #: Seconds that one range may take in all; a server that drips bytes does not hold us longer.
 _RANGE_LIMIT_S = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: Characters of a comment that are looked at.
-_COMMENT_LIMIT = 20_000
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+#: Characters of a comment that are looked at: as many as the Hub takes, since a marker of ours stands at the end.
+_COMMENT_LIMIT = 65_536
 
 
 class HubReads(HubBase):
@@ -48,7 +61,7 @@ class HubReads(HubBase):
             info = self._ask(doing, lambda: next(listing, None), again=False)
             if info is None:
                 return
-            yield _summary(info)
+            yield _listed(info)
 
     def collection(self, slug: str) -> list[RepoSummary]:
         """The model repos of a collection (``owner/title-id``); their commits are not told (``sha`` is None)."""
@@ -66,24 +79,41 @@ class HubReads(HubBase):
 
     def repo(self, repo_id: str) -> RepoSummary:
         """One model repo; its ``id`` is another one where it was renamed."""
-        return _summary(self._ask(f"the repo {repo_id}", lambda: self._api.model_info(repo_id)))
+        return _summary(self._model(repo_id))
 
     def detail(self, repo_id: str) -> RepoDetail:
         """A model repo with its files and what its card's front matter says, as of one commit, in one request."""
-        info = self._ask(f"the repo {repo_id}", lambda: self._api.model_info(repo_id, files_metadata=True))
-        card = info.card_data
-        named = card.get("base_model") if card is not None else None
+        info = self._model(repo_id, blobs=True)
+        card = info.get("cardData")
+        named = card.get("base_model") if isinstance(card, dict) else None
         return RepoDetail(
             summary=_summary(info),
-            files=[
-                RepoFile(item.rfilename, int(item.size or 0), _sha256(item.lfs))
-                for item in info.siblings or []
-                if isinstance(item.rfilename, str)
-            ],
+            files=[_file(item) for item in info.get("siblings") or [] if isinstance(item.get("rfilename"), str)],
             base_models=tuple(
                 name for name in (named if isinstance(named, list) else [named]) if isinstance(name, str)
             )[:16],
         )
+
+    def _model(self, repo_id: str, *, blobs: bool = False) -> dict[str, Any]:
+        """What the Hub says of a model repo.
+
+        Not the client's ``model_info``: it makes keyword arguments of whatever stands in a card's front matter.
+        """
+
+        def fetch() -> dict[str, Any]:
+            validate_repo_id(repo_id)
+            response = get_session().get(
+                f"{self.endpoint}/api/models/{repo_id}",
+                headers=build_hf_headers(token=self._token, library_name="quantcard"),
+                params={"blobs": True} if blobs else None,
+            )
+            hf_raise_for_status(response)
+            found = response.json()
+            if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+                raise TypeError("no repo")
+            return found
+
+        return self._ask(f"the repo {repo_id}", fetch)
 
     def files(self, repo_id: str, *, revision: str) -> list[RepoFile]:
         """All files of a model repo at a revision."""
@@ -123,6 +153,11 @@ class HubReads(HubBase):
                 if response.status_code >= 400:
                     response.read()
                 hf_raise_for_status(response)
+                if response.headers.get("content-type", "").startswith("text/html") and not path.endswith(
+                    (".html", ".htm")
+                ):
+                    # A login page of something in between, not the file.
+                    raise TypeError("a page instead of the file")
                 # A server that ignores Range sends the file from its start: skip what was not asked for.
                 skip = offset if response.status_code == 200 else 0
                 for piece in response.iter_bytes():
@@ -174,9 +209,10 @@ class HubReads(HubBase):
     def pull(self, repo_id: str, num: int) -> HubPull:
         """One pull request whole: its first comment, commits, and what people said on it."""
         details = self._ask(f"pull {num} of {repo_id}", lambda: self._api.get_discussion_details(repo_id, num))
-        comments = [_comment(event) for event in details.events if isinstance(event, DiscussionComment)]
+        events = list(enumerate(details.events))
+        comments = [_comment(place, event) for place, event in events if isinstance(event, DiscussionComment)]
         commits = [event for event in details.events if isinstance(event, DiscussionCommit)]
-        statuses = [event for event in details.events if isinstance(event, DiscussionStatusChange)]
+        renamed = [event.old_title for event in details.events if isinstance(event, DiscussionTitleChange)]
         return HubPull(
             num,
             details.title,
@@ -187,22 +223,38 @@ class HubReads(HubBase):
             authors=frozenset(commit.author for commit in commits),
             head=commits[-1].oid if commits else None,
             comments=tuple(comments[1:]),
-            ended_by=next((event.author for event in reversed(statuses) if event.new_status == details.status), None),
+            changes=tuple(
+                StatusChange(place, event.author, event.new_status)
+                for place, event in events
+                if isinstance(event, DiscussionStatusChange)
+            ),
             conflicts=bool(details.conflicting_files),
+            is_pull=details.is_pull_request,
+            body_hidden=bool(comments) and comments[0].hidden,
+            titles=frozenset([details.title, *renamed, *(commit.summary for commit in commits)]),
         )
 
     def _pull_url(self, repo_id: str, num: int) -> str:
         return f"{self.endpoint}/{repo_id}/discussions/{num}"
 
 
-def _comment(event: DiscussionComment) -> Comment:
+def _comment(place: int, event: DiscussionComment) -> Comment:
     said_by = event._event.get("author") or {}
     return Comment(
         id=str(event.id),
         author=event.author,
         owner=bool(said_by.get("isOwner") or said_by.get("isOrgMember")),
         text="" if event.hidden else str(event.content)[:_COMMENT_LIMIT],
+        place=place,
+        at=event.created_at.timestamp(),
+        edited_at=_edited_at(event) if event.edited else None,
+        hidden=bool(event.hidden),
     )
+
+
+def _edited_at(event: DiscussionComment) -> float:
+    at = event._event["data"]["latest"].get("updatedAt")
+    return (parse_datetime(at) if isinstance(at, str) else event.created_at).timestamp()
 
 
 def _item(item: dict[str, Any]) -> RepoSummary:
@@ -217,12 +269,35 @@ def _item(item: dict[str, Any]) -> RepoSummary:
 
 
 def _sha256(lfs: Any) -> str | None:
+    return _checked(lfs.sha256 if lfs else None)
+
+
+def _checked(claimed: Any) -> str | None:
     """The sha256 that a listing claims; it names folders here, so nothing else is taken for one."""
-    claimed = lfs.sha256 if lfs else None
     return claimed if isinstance(claimed, str) and _SHA256.fullmatch(claimed) else None
 
 
-def _summary(info: Any) -> RepoSummary:
+def _file(item: dict[str, Any]) -> RepoFile:
+    lfs = item.get("lfs")
+    claimed = lfs.get("sha256") if isinstance(lfs, dict) else None
+    size = item.get("size")
+    return RepoFile(item["rfilename"], size if isinstance(size, int) and size >= 0 else 0, _checked(claimed))
+
+
+def _summary(info: dict[str, Any]) -> RepoSummary:
+    modified, sha, created = info.get("lastModified"), info.get("sha"), info.get("createdAt")
+    return RepoSummary(
+        id=info["id"],
+        sha=sha if isinstance(sha, str) and _COMMIT.fullmatch(sha) else None,
+        last_modified=parse_datetime(modified).isoformat() if isinstance(modified, str) else None,
+        private=bool(info.get("private")),
+        gated=bool(info.get("gated")),
+        disabled=bool(info.get("disabled")),
+        created_at=parse_datetime(created).timestamp() if isinstance(created, str) else None,
+    )
+
+
+def _listed(info: Any) -> RepoSummary:
     modified = info.last_modified
     return RepoSummary(
         id=info.id,

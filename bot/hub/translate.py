@@ -20,6 +20,7 @@ from core.errors import (
     HubAuthError,
     HubConflictError,
     HubError,
+    HubGatedError,
     HubNotFoundError,
     HubRateLimitError,
     HubUnreachableError,
@@ -45,7 +46,7 @@ def translate(error: Exception, *, doing: str, endpoint: str) -> Exception:
     if isinstance(error, HFValidationError):
         return HubNotFoundError(f"The Hub can have nothing for {doing}: that is no name of a repo.")
     if isinstance(error, GatedRepoError):
-        return HubAuthError(
+        return HubGatedError(
             f"The Hub refused {doing}: the repo is gated. Ask its owner for access with this token's user."
         )
     if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError) and not isinstance(

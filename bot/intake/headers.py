@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bot.hub.door import HubDoor
 from core.audit import Inspection, chat_template, inspect
 from core.errors import GGUFError
 from core.gguf_files import RepoFile, VariantFiles
-from core.gguf_header import Reading, read_ranges
+from core.gguf_header import GGUFHeader, Reading, read_ranges
 
 logger = logging.getLogger(__name__)
 
 #: A GGUF outside LFS is read whole to know it by its sha256, up to this size.
 _INLINE_LIMIT = 64 << 20
+
+#: Such files that are read of one repo, and their bytes in all.
+_INLINE_FILES, _INLINE_TOTAL = 16, 256 << 20
+#: Shards of a set whose headers are read; the largest known sets have some 100.
+_MAX_SHARDS = 256
+#: Tensors of all shards of a set; no model has more.
+_MAX_TENSORS = 65_536
 
 #: Tensors of unknown types can claim any number of elements; no model has more than this.
 _MAX_PARAMS = 10**15
@@ -23,9 +31,11 @@ _MAX_PARAMS = 10**15
 
 def identified(hub: HubDoor, repo_id: str, revision: str, files: list[RepoFile]) -> list[RepoFile]:
     """The files, with the sha256 of small GGUFs that are not in LFS taken from their bytes."""
-    found = []
+    found, n_read, total = [], 0, 0
     for file in files:
-        if file.sha256 is None and file.path.lower().endswith(".gguf") and file.size <= _INLINE_LIMIT:
+        inline = file.sha256 is None and file.path.lower().endswith(".gguf") and file.size <= _INLINE_LIMIT
+        if inline and n_read < _INLINE_FILES and total + file.size <= _INLINE_TOTAL:
+            n_read, total = n_read + 1, total + file.size
             data = hub.read(repo_id, file.path, revision=revision, limit=_INLINE_LIMIT)
             if data is not None:
                 file = RepoFile(file.path, file.size, hashlib.sha256(data).hexdigest())
@@ -61,10 +71,12 @@ def audit_variant(hub: HubDoor, repo_id: str, revision: str, variant: VariantFil
     """
     if any(file.sha256 is None for file in variant.files):
         return Audit(None, "It is not stored in LFS, so it has no sha256 to be known by.")
+    if len(variant.files) > _MAX_SHARDS:
+        return Audit(None, f"It has {len(variant.files)} shards; of more than {_MAX_SHARDS} none is read.")
     counter = _Counter(hub, repo_id, revision)
     inspection = template = None
     try:
-        headers = [counter.header(file).header for file in variant.files]
+        headers = list(_bounded(counter, variant))
         if headers[0].kv.get("general.type", "model") != "model":
             raise NotAModelError
         inspection = inspect(
@@ -81,6 +93,21 @@ def audit_variant(hub: HubDoor, repo_id: str, revision: str, variant: VariantFil
         note = f"{variant.name}: {inspection.n_params} parameters can't be true; the file is damaged."
         inspection = template = None
     return Audit(inspection, note, template, counter.ranges, counter.bytes_read)
+
+
+def _bounded(counter: _Counter, variant: VariantFiles) -> Iterator[GGUFHeader]:
+    """The headers of a variant's shards.
+
+    Raises:
+        GGUFError: they hold more tensors than any model has.
+    """
+    total = 0
+    for file in variant.files:
+        header = counter.header(file).header
+        total += len(header.tensors)
+        if total > _MAX_TENSORS:
+            raise GGUFError(f"{variant.name}: more than {_MAX_TENSORS} tensors can't be true; its shards are damaged.")
+        yield header
 
 
 def inspect_variant(

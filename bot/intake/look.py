@@ -12,28 +12,37 @@ from bot.hub.door import FileTooLargeError, HubDoor, RepoDetail, RepoSummary
 from bot.intake.headers import NotAModelError, audit_variant, identified
 from bot.intake.repo_config import CONFIG_FILE, CONFIG_LIMIT, RepoConfig, parse_config
 from bot.store import Store
-from bot.store.repos import Variant
+from bot.store.db import immediate
+from bot.store.repos import COLLECTION, Variant
 from bot.store.watching import Due
-from core.audit import Inspection
-from core.errors import HubAuthError, HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError, StorageError
-from core.gguf_files import RepoFile, VariantFiles, group_variants, shard_of
+from core.audit import AUDIT_VERSION, Inspection
+from core.errors import HubError, HubGatedError, HubNotFoundError, HubRateLimitError, HubUnreachableError, StorageError
+from core.gguf_files import RepoFile, VariantFiles, group_variants, label_of, shard_of
+from core.patience import NO_ANSWER_S, REFUSED_S, Patience
 from core.repo_names import is_repo_id
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until a repo or a header that something was in the way of is tried again.
-RETRY_S = 3600.0
 #: Seconds until the headers of a gated repo are tried again.
 GATED_RETRY_S = 86400.0
 #: Repos and headers read in one go, before the store is asked again what is the newest.
 _BATCH = 50
+#: A set of more shards than these waits for the others where the budget is short.
+_FEW_SHARDS = 8
 
 Errors = list[tuple[str, HubError]]
 T = TypeVar("T", Due, Variant)
 
 
 def look_into_due(
-    store: Store, hub: HubDoor, *, now: float, stop: threading.Event, changed: list[str], errors: Errors
+    store: Store,
+    hub: HubDoor,
+    *,
+    now: float,
+    stop: threading.Event,
+    changed: list[str],
+    errors: Errors,
+    patience: Patience,
 ) -> HubError | None:
     """Look into every repo that waits for it, the last changed first; returns what stopped it, if the Hub did.
 
@@ -50,20 +59,23 @@ def look_into_due(
             store.watching.set_state(due.id, "gone", note="It is gone from the Hub, or private now.", now=now)
             if not had_files:
                 errors.append((due.id, error))
-        except (HubUnreachableError, HubRateLimitError):
-            raise
-        except StorageError:
-            raise
-        except Exception as failure:
-            told = told_error(failure, due.id)
-            errors.append((due.id, told))
-            store.watching.put_off(due.id, error=str(told), until=now + RETRY_S)
 
-    return _through(lambda: store.watching.due(now=now, limit=_BATCH), one, stop)
+    def later(due: Due, error: HubError, first: float) -> None:
+        errors.append((due.id, error))
+        store.watching.put_off(due.id, error=str(error), now=now, first=first)
+
+    return _through(lambda: store.watching.due(now=now, limit=_BATCH), one, later, patience, stop)
 
 
 def audit_waiting(
-    store: Store, hub: HubDoor, *, now: float, stop: threading.Event, changed: list[str], errors: Errors
+    store: Store,
+    hub: HubDoor,
+    *,
+    now: float,
+    stop: threading.Event,
+    changed: list[str],
+    errors: Errors,
+    patience: Patience,
 ) -> HubError | None:
     """Read every header that waits for it, those of the last changed repos first; returns what stopped it."""
 
@@ -72,22 +84,18 @@ def audit_waiting(
             audit(store, hub, variant, now=now)
             if variant.repo_id not in changed[-1:]:
                 changed.append(variant.repo_id)
-        except (HubUnreachableError, HubRateLimitError):
-            raise
-        except HubAuthError as error:
+        except HubGatedError as error:
             # A gated repo shows its list of files to everybody, and the files to whom it let in.
             store.watching.set_gated(variant.repo_id, note=str(error), until=now + GATED_RETRY_S)
         except HubNotFoundError:
             # It changed since; the next look finds what there is now.
-            store.watching.put_off_audit(variant.id, until=now + RETRY_S)
-        except StorageError:
-            raise
-        except Exception as failure:
-            what = f"{variant.repo_id}/{variant.name}"
-            errors.append((what, told_error(failure, what)))
-            store.watching.put_off_audit(variant.id, until=now + RETRY_S)
+            store.watching.put_off_audit(variant.id, now=now, first=REFUSED_S)
 
-    return _through(lambda: store.watching.to_audit(now=now, limit=_BATCH), one, stop)
+    def later(variant: Variant, error: HubError, first: float) -> None:
+        errors.append((f"{variant.repo_id}/{variant.name}", error))
+        store.watching.put_off_audit(variant.id, now=now, first=first)
+
+    return _through(lambda: store.watching.to_audit(now=now, limit=_BATCH), one, later, patience, stop)
 
 
 def told_error(failure: Exception, what: str) -> HubError:
@@ -98,7 +106,14 @@ def told_error(failure: Exception, what: str) -> HubError:
     return HubError(f"{what} could not be understood ({type(failure).__name__}); see the log.")
 
 
-def _through(more: Callable[[], list[T]], one: Callable[[T], None], stop: threading.Event) -> HubError | None:
+def _through(
+    more: Callable[[], list[T]],
+    one: Callable[[T], None],
+    later: Callable[[T, HubError, float], None],
+    patience: Patience,
+    stop: threading.Event,
+) -> HubError | None:
+    """Take one after the other; what fails is put off, and only a Hub that fails at several in a row is away."""
     seen: set[str | int] = set()
     while batch := [item for item in more() if item.id not in seen]:
         for item in batch:
@@ -108,30 +123,52 @@ def _through(more: Callable[[], list[T]], one: Callable[[T], None], stop: thread
             seen.add(item.id)
             try:
                 one(item)
-            except (HubUnreachableError, HubRateLimitError) as error:
+                patience.well()
+            except StorageError:
+                raise
+            except HubRateLimitError as error:
+                if isinstance(item, Variant) and len(item.files) > _FEW_SHARDS:
+                    # So many ranges that it may be what spends each window: the others first.
+                    later(item, error, NO_ANSWER_S)
                 return error
+            except HubUnreachableError as error:
+                later(item, error, NO_ANSWER_S)
+                if patience.failed():
+                    return error
+            except Exception as failure:
+                later(item, told_error(failure, str(item.id)), REFUSED_S)
     return None
 
 
 def take(store: Store, hub: HubDoor, due: Due, *, now: float) -> bool:
     """Look into one repo; False if there is nothing for us to see (moved, private, disabled)."""
+    if due.source == "follow" and store.repos.follow_of(due.id) is None:
+        store.watching.forget_due(due.id)
+        return False
     detail = hub.detail(due.id)
     new = detail.summary.id
-    if new.lower() != due.id.lower():
-        if not is_repo_id(new):
-            raise HubNotFoundError(f"The Hub calls {due.id} by no name of a repo now; it is left alone.")
-        known, there = store.watching.known(due.id), store.watching.known(new)
-        if there is None or detail.summary.sha not in (there.sha, there.due_sha):
-            store.watching.mark_due(
-                new,
-                sha=detail.summary.sha,
-                now=now,
-                follow=(new if known and known.follow == due.id else known.follow) if known else None,
-                last_modified=detail.summary.last_modified,
-            )
-        store.watching.rename(due.id, new, now=now)
-        return False
-    return look(store, hub, detail, source=due.source, now=now)
+    if new == due.id:
+        return look(store, hub, detail, source=due.source, now=now)
+    if not is_repo_id(new):
+        raise HubNotFoundError(f"The Hub calls {due.id} by no name of a repo now; it is left alone.")
+    known, there = store.watching.known(due.id), store.watching.known(new)
+    follow = _follow_after(known.follow if known else None, due.id, new)
+    watched = follow is not None or store.repos.follow_of(new) is not None or due.source == "request"
+    if watched and (there is None or detail.summary.sha not in (there.sha, there.due_sha)):
+        store.watching.mark_due(
+            new, sha=detail.summary.sha, now=now, follow=follow, last_modified=detail.summary.last_modified
+        )
+    store.watching.rename(due.id, new, now=now)
+    return False
+
+
+def _follow_after(follow: str | None, old: str, new: str) -> str | None:
+    """The follow by which a renamed repo is watched: an owner's does not go with it to another owner."""
+    if follow is None or follow.startswith(COLLECTION):
+        return follow
+    if follow.lower() == old.lower():
+        return new
+    return follow if new.split("/")[0].lower() == follow.lower() else None
 
 
 def visible(store: Store, summary: RepoSummary, *, source: str, now: float) -> bool:
@@ -166,8 +203,12 @@ def look(store: Store, hub: HubDoor, detail: RepoDetail, *, source: str, now: fl
             found.append((variant, before.inspection, before.note))
         else:
             # The same bytes say the same wherever they lie.
-            found.append((variant, store.watching.inspection_of(variant.key) if variant.complete else None, None))
-    wishes = _wishes(hub, summary.id, detail.files, revision=revision)
+            like = store.watching.inspection_of(variant.key, label_of(variant.name), AUDIT_VERSION)
+            found.append((variant, like if variant.complete else None, None))
+    try:
+        wishes, gated = _wishes(hub, summary.id, detail.files, revision=revision), None
+    except HubGatedError as error:
+        wishes, gated = RepoConfig(enabled=False, problem=f"{CONFIG_FILE} can't be read: the repo is gated."), error
     base = next((name for name in detail.base_models if is_repo_id(name)), None)
 
     def save(sha: str | None) -> None:
@@ -178,18 +219,21 @@ def look(store: Store, hub: HubDoor, detail: RepoDetail, *, source: str, now: fl
             source=source,
             note=None,
             base_model=base or _base_of_headers([inspection for _, inspection, _ in found]),
-            config=wishes.as_json(),
+            config={**wishes.as_json(), "base_models": list(detail.base_models)},
             now=now,
         )
 
     # The commit is noted last: a look that was cut short is made again.
     save(None)
     store.repos.save_variants(summary.id, found, revision=revision, now=now)
-    save(revision)
-    if base:
-        # Files that were read elsewhere may be a reference at once, for others too.
-        store.watching.want_plan_of_base(base)
-    store.publishing.touch(summary.id, now=now)
+    with immediate(store.db):
+        save(revision)
+        if base:
+            # Files that were read elsewhere may be a reference at once, for others too.
+            store.watching.want_plan_of_base(base)
+        store.publishing.touch(summary.id, now=now)
+        if gated:
+            store.watching.set_gated(summary.id, note=str(gated), until=now + GATED_RETRY_S)
     return True
 
 
@@ -215,16 +259,21 @@ def audit(store: Store, hub: HubDoor, variant: Variant, *, now: float) -> None:
     except NotAModelError:
         store.watching.no_model(variant.id)
         return
-    if found.template is not None:
-        store.templates.keep([found.template])
-    store.watching.save_audit(variant.id, found.inspection, found.note)
-    repo = store.repos.repo(variant.repo_id)
+    with immediate(store.db):
+        if found.template is not None:
+            store.templates.keep([found.template])
+        store.watching.save_audit(variant.id, found.inspection, found.note, now=now)
+        _after_audit(store, variant.repo_id, found.inspection, now=now)
+
+
+def _after_audit(store: Store, repo_id: str, inspection: Inspection | None, *, now: float) -> None:
+    repo = store.repos.repo(repo_id)
     if repo is None:
         return
     if repo.state == "gated":
         store.watching.set_live(repo.id)
     base = repo.base_model
-    if base is None and (base := _base_of_headers([found.inspection])):
+    if base is None and (base := _base_of_headers([inspection])):
         store.repos.set_base_model(repo.id, base)
     store.watching.want_plan([repo.id])
     if base:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from typing import Any
 
 from bot.hub.budget import HubBudgetError, Urgency, urgency
 from bot.hub.door import HubDoor, RepoSummary
@@ -18,6 +18,7 @@ from bot.intake.look import Errors, audit_waiting, look, look_into_due, told_err
 from bot.store import Store
 from bot.store.repos import COLLECTION, Follow
 from core.errors import HubError, HubNotFoundError, HubRateLimitError, HubUnreachableError, StorageError
+from core.patience import Patience
 from core.repo_names import is_repo_id
 
 #: A listing may learn of a commit a little late: entries of this time before the last seen one are compared again.
@@ -59,14 +60,17 @@ def poll(
     report = PollReport()
     stop = stop or threading.Event()
 
+    patience = Patience()
+
     def steps() -> Iterator[HubError | None]:
         with urgency(Urgency.POLL):
             if listings:
-                yield _poll_follows(store, hub, report, now=now, stop=stop, sweep_interval=sweep_interval)
+                yield _poll_follows(store, hub, report, patience, now=now, stop=stop, sweep_interval=sweep_interval)
         with urgency(Urgency.LOOK):
-            yield _take_requests(store, hub, report, now=now, stop=stop)
-            yield look_into_due(store, hub, now=now, stop=stop, changed=report.changed, errors=report.errors)
-            yield audit_waiting(store, hub, now=now, stop=stop, changed=report.audited, errors=report.errors)
+            yield _take_requests(store, hub, report, patience, now=now, stop=stop)
+            both: dict[str, Any] = {"now": now, "stop": stop, "errors": report.errors, "patience": patience}
+            yield look_into_due(store, hub, changed=report.changed, **both)
+            yield audit_waiting(store, hub, changed=report.audited, **both)
 
     for stopped in steps():
         if stopped is None:
@@ -81,27 +85,51 @@ def poll(
 
 
 def _poll_follows(
-    store: Store, hub: HubDoor, report: PollReport, *, now: float, stop: threading.Event, sweep_interval: float
+    store: Store,
+    hub: HubDoor,
+    report: PollReport,
+    patience: Patience,
+    *,
+    now: float,
+    stop: threading.Event,
+    sweep_interval: float,
 ) -> HubError | None:
-    follows = store.repos.follows()
-    owners = {follow.name.lower() for follow in follows if follow.kind == "owner"}
-    for follow in follows:
+    """Poll one follow after the other, in turns; one that fails does not keep the others from theirs."""
+    follows = {follow.name: follow for follow in store.repos.follows()}
+    owners = {follow.name.lower() for follow in follows.values() if follow.kind == "owner"}
+    for name in store.watching.turns():
         if stop.is_set():
             return None
+        if (follow := follows.get(name)) is None:
+            continue
         try:
             if follow.kind == "owner":
                 _poll_owner(store, hub, follow, report, now=now, stop=stop, sweep_interval=sweep_interval)
             elif follow.kind == "collection":
                 _poll_collection(store, hub, follow, report, now=now)
-            elif follow.owner.lower() not in owners:
+            elif not _in_owners_list(store, follow, owners):
                 _poll_repo(store, hub, follow, report, now=now)
-        except (HubUnreachableError, HubRateLimitError) as error:
+            patience.well()
+        except HubRateLimitError as error:
             report.errors.append((follow.name, error))
             return error
-        except HubError as error:
-            store.watching.note_poll(follow.name, cursor=None, swept=False, error=str(error), now=now)
-            report.errors.append((follow.name, error))
+        except StorageError:
+            raise
+        except Exception as failure:
+            told = told_error(failure, follow.name)
+            store.watching.note_poll(follow.name, cursor=None, swept=False, error=str(told), now=now)
+            report.errors.append((follow.name, told))
+            if isinstance(told, HubUnreachableError) and patience.failed():
+                return told
     return None
+
+
+def _in_owners_list(store: Store, follow: Follow, owners: set[str]) -> bool:
+    """Whether a single repo was found by its owner's list, which is followed too: then that tells of it."""
+    if follow.owner.lower() not in owners:
+        return False
+    known = store.watching.known(follow.name)
+    return known is not None and known.follow is not None and known.follow.lower() == follow.owner.lower()
 
 
 def _poll_owner(
@@ -130,7 +158,9 @@ def _poll_owner(
         if is_repo_id(summary.id):
             _consider(store, summary, follow, now=now)
     if sweep:
-        _check_missing(store, hub, store.watching.ids_of(follow.owner) - listed, now=now)
+        # Repos that their owner's list lacks: a list may err, so each is asked for by name, when its turn comes.
+        for missing in sorted(store.watching.ids_of(follow.owner) - listed):
+            store.watching.mark_due(missing, sha=None, now=now, follow=None)
     store.watching.note_poll(follow.name, cursor=newest, swept=sweep, error=None, now=now)
 
 
@@ -143,8 +173,11 @@ def _poll_collection(store: Store, hub: HubDoor, follow: Follow, report: PollRep
         report.seen += 1
         listed.add(item.id)
         _consider(store, item, follow, now=now)
+    others = {one.name.lower(): one.name for one in store.repos.follows() if one.kind != "collection"}
     for left in store.watching.ids_by_follow(follow.name) - listed:
-        store.watching.unwatch(left)
+        store.watching.rewatch(left, others.get(left.lower()) or others.get(left.lower().split("/")[0]))
+        # It left, or it is gone.
+        store.watching.mark_due(left, sha=None, now=now, follow=None)
     store.watching.note_poll(follow.name, cursor=None, swept=True, error=None, now=now)
 
 
@@ -166,47 +199,32 @@ def _poll_repo(store: Store, hub: HubDoor, follow: Follow, report: PollReport, *
 def _consider(store: Store, summary: RepoSummary, follow: Follow, *, now: float) -> None:
     """Mark a repo as due if its commit is another one than the one that was looked into."""
     known = store.watching.known(summary.id)
-    if known is None and (summary.disabled or (summary.private and not follow.is_repo)):
+    hidden = summary.disabled or (summary.private and not _followed_itself(store, summary.id))
+    if hidden and (known is None or known.state not in ("live", "gated")):
         return
-    mark = partial(
-        store.watching.mark_due,
-        summary.id,
-        sha=summary.sha,
-        now=now,
-        follow=follow.name,
-        last_modified=summary.last_modified,
+    if known is not None and known.source == "follow":
+        if summary.sha is None:
+            # A collection tells no commits, perhaps not even when they were made.
+            same = summary.last_modified in (None, known.last_modified)
+        else:
+            same = summary.sha in (known.sha, known.due_sha)
+        back = known.state not in ("live", "gated") and known.due_sha is None
+        if same and not hidden and not back:
+            if known.follow is None:
+                store.watching.rewatch(summary.id, follow.name)
+            return
+    store.watching.mark_due(
+        summary.id, sha=summary.sha, now=now, follow=follow.name, last_modified=summary.last_modified
     )
-    if known is None or known.source != "follow":
-        mark()
-        return
-    hidden = summary.disabled or (summary.private and not follow.is_repo)
-    if hidden and known.state not in ("live", "gated"):
-        return
-    if summary.sha is None:
-        # A collection tells no commits, perhaps not even when they were made.
-        same = summary.last_modified in (None, known.last_modified)
-    else:
-        same = summary.sha in (known.sha, known.due_sha)
-    back = known.state not in ("live", "gated") and not hidden
-    if not same or hidden or (back and known.due_sha is None):
-        mark()
 
 
-def _check_missing(store: Store, hub: HubDoor, missing: set[str], *, now: float) -> None:
-    """Repos that their owner's list lacks: a listing may err, so each is asked for by name."""
-    for repo_id in sorted(missing):
-        try:
-            summary = hub.repo(repo_id)
-        except HubNotFoundError:
-            store.watching.set_state(repo_id, "gone", note="It is gone from the Hub, or private now.", now=now)
-            continue
-        if summary.id.lower() != repo_id.lower() or summary.disabled or summary.private:
-            # Looked into under its old name, it tells its new one.
-            store.watching.mark_due(repo_id, sha=summary.sha, now=now, follow=None)
+def _followed_itself(store: Store, repo_id: str) -> bool:
+    found = store.repos.follow_of(repo_id)
+    return found is not None and found.is_repo
 
 
 def _take_requests(
-    store: Store, hub: HubDoor, report: PollReport, *, now: float, stop: threading.Event
+    store: Store, hub: HubDoor, report: PollReport, patience: Patience, *, now: float, stop: threading.Event
 ) -> HubError | None:
     """Look into repos that somebody asked for, and answer; only a Hub that is away leaves a request open."""
     for request in store.results.requests(state="open"):
@@ -220,10 +238,16 @@ def _take_requests(
                 raise HubNotFoundError(f"The Hub has nothing for the repo {repo_id}: it is missing, or private.")
             seen = look(store, hub, detail, source="request", now=now)
             found = seen and bool(store.repos.variants(detail.summary.id))
-        except (HubUnreachableError, HubRateLimitError) as error:
-            return error
+            patience.well()
         except StorageError:
             raise
+        except HubRateLimitError as error:
+            return error
+        except HubUnreachableError as error:
+            report.errors.append((repo_id, error))
+            if patience.failed():
+                return error
+            continue
         except Exception as failure:
             store.results.end_request(request["id"], state="refused", note=str(told_error(failure, repo_id)))
             continue

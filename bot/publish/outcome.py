@@ -29,13 +29,13 @@ class Outcome:
     key: str = ""
 
 
-def refused(store: Store, repo_id: str, error: HubError, *, now: float) -> Outcome:
-    """What the Hub refused for good, as far as can be known: an hour later, two, four …, a week at most."""
+def refused(store: Store, repo_id: str, error: HubError, *, now: float, first: float = REFUSED_S) -> Outcome:
+    """What the Hub refused or failed at: ``first`` seconds later, twice that, four times …, a week at most."""
     last = store.publishing.get(repo_id)
-    again = REFUSED_S
+    again = first
     if last and last.action == "barred" and last.next_at is not None:
-        again = min(2 * max(last.next_at - last.at, REFUSED_S), BARRED_S)
-    decision = Decision("barred", f"The Hub refused it: {error}", until=now + again)
+        again = min(2 * max(last.next_at - last.at, first), BARRED_S)
+    decision = Decision("barred", str(error), until=now + again)
     return Outcome(repo_id, decision, next_at=decision.until, key=last.key if last else "")
 
 

@@ -10,15 +10,16 @@ from sqlite_utils import Database
 
 from bot.store.db import immediate
 
-_COLUMNS = "id, comment_id, repo_id, num, author, word, text, answer, state, note, said_at, told_at, at"
+_COLUMNS = "id, comment_id, repo_id, num, author, word, text, answer, state, note, said_at, told_at, asked_at, at"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One command of an owner's comment on pull ``num``, and our answer to that comment.
 
-    ``state``: ``done``, or of a dispute ``open`` and then ``closed`` with the operator's ``note``. ``said_at``: when
-    the answer was on the Hub for sure; ``told_at``: when a dispute's end was.
+    ``state``: ``done``, or of a dispute ``open`` and then ``closed`` with the operator's ``note``, or ``overruled``
+    where its author closed the pull after it. ``asked_at``: when it was said, by the Hub's clock. ``said_at``: when the
+    answer was on the Hub for sure; ``told_at``: when a dispute's end was.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Answer:
     note: str | None
     said_at: float | None
     told_at: float | None
+    asked_at: float
     at: float
 
 
@@ -53,6 +55,8 @@ class Answers:
         answer: str,
         said: bool,
         settled: bool = False,
+        first: int = 0,
+        asked_at: float,
         now: float,
     ) -> None:
         """Remember a comment's commands (word, text) and the one answer to them; once, however often it is called.
@@ -60,16 +64,18 @@ class Answers:
         Args:
             said: the answer is on the Hub.
             settled: a dispute in it was closed, and its owner told so.
+            first: how many commands of the comment are known already; these came into it later.
+            asked_at: when it was said, by the Hub's clock.
         """
         with immediate(self._db):
-            for place, (word, text) in enumerate(commands):
+            for place, (word, text) in enumerate(commands, first):
                 state = ("closed" if settled else "open") if word == "dispute" else "done"
                 self._db.conn.execute(
                     "INSERT OR IGNORE INTO answers (comment_id, place, repo_id, num, author, word, text, answer, "
-                    "state, said_at, told_at, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "state, said_at, told_at, asked_at, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         comment_id, place, repo_id, num, author, word, text, answer, state,
-                        now if said else None, now if settled else None, now,
+                        now if said else None, now if settled else None, asked_at, now,
                     ),
                 )  # fmt: skip
 
@@ -80,6 +86,24 @@ class Answers:
             found.setdefault(one.comment_id, []).append(one)
         return found
 
+    def standing_words(self, repo_id: str) -> list[Answer]:
+        """What was said on all pulls of a repo about whether we are wanted: stop and remeasure."""
+        return self._where("repo_id = ? AND word IN ('stop', 'remeasure') ORDER BY asked_at, id", repo_id)
+
+    def overrule(self, comment_id: str, *, overruled: bool) -> None:
+        """Note that a pull was closed by somebody after a remeasurement was asked for there, or that it is no more."""
+        with immediate(self._db):
+            self._db.conn.execute(
+                "UPDATE answers SET state = ? WHERE comment_id = ? AND word = 'remeasure'",
+                ("overruled" if overruled else "done", comment_id),
+            )
+
+    def untold(self, repo_id: str) -> list[Answer]:
+        """The closed disputes of a repo whose owner was not told so yet, the oldest first."""
+        return self._where(
+            "repo_id = ? AND word = 'dispute' AND state = 'closed' AND told_at IS NULL ORDER BY id", repo_id
+        )
+
     def said(self, comment_id: str, *, now: float) -> None:
         """The answer to a comment is on the Hub."""
         with immediate(self._db):
@@ -88,8 +112,8 @@ class Answers:
             )
 
     def asked(self, repo_id: str) -> bool:
-        """Whether an owner asked for measurements there."""
-        return any(self._where("repo_id = ? AND word = 'remeasure' LIMIT 1", repo_id))
+        """Whether an owner asked for measurements there, and did not close the pull afterwards."""
+        return any(self._where("repo_id = ? AND word = 'remeasure' AND state <> 'overruled' LIMIT 1", repo_id))
 
     def disputed(self, repo_id: str) -> str | None:
         """What an owner says against a repo's figures, of several open disputes the newest; None: nobody does."""

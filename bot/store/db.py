@@ -176,12 +176,16 @@ def m003_the_bot(db: Database) -> None:
     ALTER TABLE follows ADD COLUMN polled_at REAL;
     ALTER TABLE follows ADD COLUMN swept_at REAL;
     ALTER TABLE follows ADD COLUMN error TEXT;
+    ALTER TABLE follows ADD COLUMN tried_at REAL;
+    ALTER TABLE repos ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE variants ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE repos ADD COLUMN state TEXT NOT NULL DEFAULT 'live';
     ALTER TABLE repos ADD COLUMN follow TEXT;
     ALTER TABLE repos ADD COLUMN due_sha TEXT;
     ALTER TABLE repos ADD COLUMN due_at REAL;
     ALTER TABLE repos ADD COLUMN error TEXT;
     ALTER TABLE repos ADD COLUMN stopped TEXT;
+    ALTER TABLE pulls ADD COLUMN author TEXT;
     ALTER TABLE repos ADD COLUMN to_plan INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE variants ADD COLUMN audit_at REAL;
     CREATE INDEX variants_by_key ON variants(key);
@@ -198,7 +202,8 @@ def m003_the_bot(db: Database) -> None:
     CREATE TABLE answers (
       id INTEGER PRIMARY KEY, comment_id TEXT NOT NULL, place INTEGER NOT NULL, repo_id TEXT NOT NULL,
       num INTEGER NOT NULL, author TEXT NOT NULL, word TEXT NOT NULL, text TEXT NOT NULL, answer TEXT NOT NULL,
-      state TEXT NOT NULL, note TEXT, said_at REAL, told_at REAL, at REAL NOT NULL, UNIQUE (comment_id, place)
+      state TEXT NOT NULL, note TEXT, said_at REAL, told_at REAL, asked_at REAL NOT NULL, at REAL NOT NULL,
+      UNIQUE (comment_id, place)
     );
     CREATE INDEX answers_by_repo ON answers(repo_id, num);
     CREATE INDEX repos_by_name ON repos(id COLLATE NOCASE);

@@ -104,22 +104,42 @@ class Repos:
         self._db = db
 
     def follow(self, name: str, *, consented: bool, now: float) -> None:
-        """Watch an owner or a repo; following again changes only the consent."""
+        """Watch an owner, a repo or a collection; following again changes only the consent.
+
+        What was known of it is decided anew, and its whole list is read again.
+        """
         with immediate(self._db):
-            self._db.conn.execute(
-                "INSERT INTO follows (name, consented, created_at) VALUES (?, ?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET consented = excluded.consented",
-                (name, int(consented), now),
-            )
+            updated = self._db.conn.execute(
+                "UPDATE follows SET consented = ?, cursor = NULL, swept_at = NULL WHERE name = ? COLLATE NOCASE",
+                (int(consented), name),
+            ).rowcount
+            if not updated:
+                self._db.conn.execute(
+                    "INSERT INTO follows (name, consented, created_at) VALUES (?, ?, ?)", (name, int(consented), now)
+                )
+            self._touch(name, now)
 
     def unfollow(self, name: str) -> bool:
         """Stop watching; what was measured stays. False if it was not followed."""
         with immediate(self._db):
-            return self._db.conn.execute("DELETE FROM follows WHERE name = ?", (name,)).rowcount > 0
+            gone = self._db.conn.execute("DELETE FROM follows WHERE name = ? COLLATE NOCASE", (name,)).rowcount > 0
+            self._touch(name, None)
+            return gone
+
+    def _touch(self, name: str, now: float | None) -> None:
+        """Have the repos that a follow covers decided about anew; ``now`` is None: at once."""
+        covered = name.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+        self._db.conn.execute(
+            "UPDATE publishing SET touched = touched + 1, next_at = ? WHERE repo_id = ? COLLATE NOCASE "
+            "OR repo_id LIKE ? ESCAPE '!' OR repo_id IN (SELECT id FROM repos WHERE follow = ?)",
+            (now or 0.0, name, f"{covered}/%", name),
+        )
 
     def follows(self) -> list[Follow]:
         """All follows by name."""
-        rows = self._db.query("SELECT name, consented, cursor, polled_at, swept_at, error FROM follows ORDER BY name")
+        rows = self._db.query(
+            "SELECT name, consented, cursor, polled_at, swept_at, error FROM follows ORDER BY name COLLATE NOCASE"
+        )
         return [Follow(**{**row, "consented": bool(row["consented"])}) for row in rows]
 
     def follow_of(self, repo_id: str) -> Follow | None:
@@ -186,7 +206,8 @@ class Repos:
                 "INSERT INTO repos (id, sha, last_modified, source, note, base_model, config, seen_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET sha = excluded.sha, "
                 "last_modified = excluded.last_modified, note = excluded.note, base_model = excluded.base_model, "
-                "config = excluded.config, seen_at = excluded.seen_at, state = 'live', error = NULL, to_plan = 1, "
+                "config = excluded.config, seen_at = excluded.seen_at, "
+                "state = 'live', error = NULL, tries = 0, to_plan = 1, "
                 # What was marked while it was looked into is looked into again.
                 "due_at = CASE WHEN excluded.sha IS NULL OR due_at > excluded.seen_at THEN due_at END, "
                 "due_sha = CASE WHEN excluded.sha IS NULL OR due_at > excluded.seen_at THEN due_sha END, "

@@ -26,7 +26,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class StoredPull:
-    """One of our pulls as last seen: open, draft, closed or merged."""
+    """One of our pulls as last seen: open, draft, closed, merged or replaced.
+
+    ``author``: the account of ours that opened it, where the Hub said so.
+    """
 
     repo_id: str
     num: int
@@ -34,6 +37,7 @@ class StoredPull:
     status: str
     url: str | None
     created_at: float
+    author: str | None = None
 
 
 class Results:
@@ -136,25 +140,39 @@ class Results:
             )
         return None
 
-    def save_pull(self, repo_id: str, num: int, *, key: str, status: str, url: str | None, now: float) -> None:
-        """Remember a pull or its new key and status."""
+    def save_pull(
+        self,
+        repo_id: str,
+        num: int,
+        *,
+        key: str,
+        status: str,
+        url: str | None,
+        author: str | None = None,
+        now: float,
+    ) -> None:
+        """Remember a pull or its new key and status; ``gone``: there is no pull of ours under that number any more."""
         with immediate(self._db):
             self._db.conn.execute(
-                "INSERT INTO pulls (repo_id, num, key, status, url, created_at, updated_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO pulls (repo_id, num, key, status, url, author, created_at, updated_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (repo_id, num) DO UPDATE SET key = excluded.key, status = excluded.status, "
-                "url = COALESCE(excluded.url, pulls.url), updated_at = excluded.updated_at",
-                (repo_id, num, key, status, url, now, now),
+                "url = COALESCE(excluded.url, pulls.url), author = COALESCE(excluded.author, pulls.author), "
+                "created_at = CASE pulls.status WHEN 'gone' THEN excluded.created_at ELSE pulls.created_at END, "
+                "updated_at = excluded.updated_at",
+                (repo_id, num, key, status, url, author, now, now),
             )
 
     def pulls(self, repo_id: str | None = None) -> list[StoredPull]:
-        """Our pulls in one repo or in all, by repo and number."""
-        where, args = ("WHERE repo_id = ?", (repo_id,)) if repo_id else ("", ())
-        rows = self._db.query(f"SELECT * FROM pulls {where} ORDER BY repo_id, num", args)
-        return [
-            StoredPull(row["repo_id"], row["num"], row["key"], row["status"], row["url"], row["created_at"])
-            for row in rows
-        ]
+        """Our pulls in one repo or in all, by repo and number, without those that are gone."""
+        where, args = ("AND repo_id = ?", (repo_id,)) if repo_id else ("", ())
+        rows = self._db.query(f"SELECT * FROM pulls WHERE status <> 'gone' {where} ORDER BY repo_id, num", args)
+        names = ("repo_id", "num", "key", "status", "url", "created_at", "author")
+        return [StoredPull(*(row[name] for name in names)) for row in rows]
+
+    def accounts(self) -> set[str]:
+        """The accounts under which our pulls were opened."""
+        return {row["author"] for row in self._db.query("SELECT DISTINCT author FROM pulls WHERE author IS NOT NULL")}
 
     def add_request(self, repo_id: str, person: str | None, *, now: float) -> bool:
         """Note that somebody asked for a repo; False if the same repo is already asked for and waiting."""

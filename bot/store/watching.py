@@ -10,6 +10,7 @@ from sqlite_utils import Database
 from bot.store.db import immediate
 from bot.store.repos import RepoState, Variant, _variant
 from core.audit import Inspection
+from core.patience import LONGEST_S, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,18 @@ class Watching:
         """Remember how a poll of a follow ended: with an error, or having read its list down to ``cursor``."""
         with immediate(self._db):
             if error is not None:
-                self._db.conn.execute("UPDATE follows SET error = ? WHERE name = ?", (error, name))
+                self._db.conn.execute("UPDATE follows SET error = ?, tried_at = ? WHERE name = ?", (error, now, name))
                 return
             self._db.conn.execute(
-                "UPDATE follows SET error = NULL, polled_at = ?, cursor = COALESCE(?, cursor), "
+                "UPDATE follows SET error = NULL, polled_at = ?, tried_at = ?, cursor = COALESCE(?, cursor), "
                 "swept_at = CASE WHEN ? THEN ? ELSE swept_at END WHERE name = ?",
-                (now, cursor, swept, now, name),
+                (now, now, cursor, swept, now, name),
             )
+
+    def turns(self) -> list[str]:
+        """The follows in the order in which they are polled: those first that were not tried for the longest time."""
+        rows = self._db.query("SELECT name FROM follows ORDER BY tried_at IS NOT NULL, tried_at, name COLLATE NOCASE")
+        return [row["name"] for row in rows]
 
     def known(self, repo_id: str) -> Known | None:
         """What is known of a repo without reading all of it, or None."""
@@ -88,10 +94,19 @@ class Watching:
         )
         return [Due(**row) for row in rows]
 
-    def put_off(self, repo_id: str, *, error: str, until: float) -> None:
-        """Look into a repo later, since something was in the way."""
+    def put_off(self, repo_id: str, *, error: str, now: float, first: float) -> None:
+        """Look into a repo later, ever later, since something was in the way; ``first``: seconds, the first time."""
         with immediate(self._db):
-            self._db.conn.execute("UPDATE repos SET due_at = ?, error = ? WHERE id = ?", (until, error, repo_id))
+            [row] = self._db.query("SELECT tries FROM repos WHERE id = ?", (repo_id,))
+            until = now + wait(row["tries"], first=first)
+            self._db.conn.execute(
+                "UPDATE repos SET due_at = ?, error = ?, tries = tries + 1 WHERE id = ?", (until, error, repo_id)
+            )
+
+    def forget_due(self, repo_id: str) -> None:
+        """A repo that nobody watches any more needs no look."""
+        with immediate(self._db):
+            self._db.conn.execute("UPDATE repos SET due_at = NULL, due_sha = NULL WHERE id = ?", (repo_id,))
 
     def set_state(self, repo_id: str, state: RepoState, *, note: str | None, now: float) -> None:
         """A repo whose files can't be read any more: what was measured stays; when it comes back it is looked into."""
@@ -105,6 +120,8 @@ class Watching:
                 "UPDATE variants SET state = 'removed', audit_at = NULL WHERE repo_id = ? AND state = 'current'",
                 (repo_id,),
             )
+            # The dataset tells that its files are gone.
+            self._db.conn.execute("INSERT OR REPLACE INTO keyed (name, value) VALUES ('export', 'due')")
 
     def set_gated(self, repo_id: str, *, note: str, until: float) -> None:
         """A repo whose files are not for our token: its headers are tried again later."""
@@ -119,10 +136,13 @@ class Watching:
         with immediate(self._db):
             self._db.conn.execute("UPDATE repos SET state = 'live', note = NULL WHERE id = ?", (repo_id,))
 
-    def unwatch(self, repo_id: str) -> None:
-        """A repo that left the collection by which it was watched."""
+    def rewatch(self, repo_id: str, follow: str | None) -> None:
+        """A repo that left the collection by which it was watched: by another follow now, or by none."""
         with immediate(self._db):
-            self._db.conn.execute("UPDATE repos SET follow = NULL, source = 'request' WHERE id = ?", (repo_id,))
+            self._db.conn.execute(
+                "UPDATE repos SET follow = ?, source = ? WHERE id = ?",
+                (follow, "follow" if follow else "request", repo_id),
+            )
 
     def rename(self, old: str, new: str, *, now: float) -> None:
         """A repo has another name now: its pulls and its own follow go with it, its files are found under that."""
@@ -133,7 +153,8 @@ class Watching:
                 self._db.conn.execute(f"UPDATE OR IGNORE {table} SET {column} = ? WHERE {column} = ?", (new, old))
                 self._db.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", (old,))
             self._db.conn.execute(
-                "UPDATE repos SET stopped = (SELECT stopped FROM repos WHERE id = ?) WHERE id = ?", (old, new)
+                "UPDATE repos SET stopped = COALESCE(stopped, (SELECT stopped FROM repos WHERE id = ?)) WHERE id = ?",
+                (old, new),
             )
 
     def ids_of(self, owner: str) -> set[str]:
@@ -166,12 +187,14 @@ class Watching:
         )
         return [_variant(row) for row in rows]
 
-    def save_audit(self, variant_id: int, inspection: Inspection | None, note: str | None) -> None:
-        """What a variant's header said, or why it can't be read."""
+    def save_audit(self, variant_id: int, inspection: Inspection | None, note: str | None, *, now: float) -> None:
+        """What a variant's header said, or why it can't be read: that is looked at once more a day later."""
         with immediate(self._db):
+            [row] = self._db.query("SELECT note FROM variants WHERE id = ?", (variant_id,))
+            again = now + LONGEST_S if inspection is None and note is not None and row["note"] is None else None
             self._db.conn.execute(
-                "UPDATE variants SET inspection = ?, note = ?, audit_at = NULL WHERE id = ?",
-                (inspection.model_dump_json() if inspection else None, note, variant_id),
+                "UPDATE variants SET inspection = ?, note = ?, audit_at = ?, tries = 0 WHERE id = ?",
+                (inspection.model_dump_json() if inspection else None, note, again, variant_id),
             )
 
     def no_model(self, variant_id: int) -> None:
@@ -179,18 +202,32 @@ class Watching:
         with immediate(self._db):
             self._db.conn.execute("UPDATE variants SET state = 'no model', audit_at = NULL WHERE id = ?", (variant_id,))
 
-    def put_off_audit(self, variant_id: int, *, until: float) -> None:
-        """Read a header later."""
+    def put_off_audit(self, variant_id: int, *, now: float, first: float) -> None:
+        """Read a header later, ever later; ``first``: seconds, the first time."""
         with immediate(self._db):
-            self._db.conn.execute("UPDATE variants SET audit_at = ? WHERE id = ?", (until, variant_id))
+            [row] = self._db.query("SELECT tries FROM variants WHERE id = ?", (variant_id,))
+            self._db.conn.execute(
+                "UPDATE variants SET audit_at = ?, tries = tries + 1 WHERE id = ?",
+                (now + wait(row["tries"], first=first), variant_id),
+            )
 
-    def inspection_of(self, key: str) -> Inspection | None:
-        """What the header of a file with this identity said elsewhere, or None."""
+    def audit_again(self, version: int, *, now: float) -> int:
+        """Have headers read again that an older version of the audit read; returns how many."""
+        with immediate(self._db):
+            return self._db.conn.execute(
+                "UPDATE variants SET audit_at = ? WHERE state = 'current' AND audit_at IS NULL "
+                "AND inspection IS NOT NULL AND COALESCE(json_extract(inspection, '$.audit_version'), 1) < ?",
+                (now, version),
+            ).rowcount
+
+    def inspection_of(self, key: str, label: str, version: int) -> Inspection | None:
+        """What the header of a file with this identity and label said elsewhere to this version, or None."""
         for row in self._db.query(
-            "SELECT * FROM variants WHERE key = ? AND inspection IS NOT NULL AND note IS NULL LIMIT 1", (key,)
+            "SELECT * FROM variants WHERE key = ? AND label = ? AND inspection IS NOT NULL AND note IS NULL "
+            "AND json_extract(inspection, '$.audit_version') = ? LIMIT 1",
+            (key, label, version),
         ):
-            found = _variant(row).inspection
-            return None if found is None or found.outdated else found
+            return _variant(row).inspection
         return None
 
     def want_plan(self, repo_ids: Iterable[str]) -> None:

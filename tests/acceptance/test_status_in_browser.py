@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for n in range(40):
             repo_id = f"someone/A-Repo-With-A-Rather-Long-Name-That-Has-To-Be-Broken-Somewhere-{n}-GGUF"
             store.watching.mark_due(repo_id, sha=None, now=NOW, follow="someone")
-            store.watching.put_off(repo_id, error=f"{repo_id}: {EVIL}", until=NOW)
+            store.watching.put_off(repo_id, error=f"{repo_id}: {EVIL}", now=NOW, first=0.0)
             store.results.save_pull(repo_id, n, key="k", status="open", url=f"javascript:{EVIL}", now=NOW)
             store.publishing.note(
                 repo_id, key="", sha=None, action="wait", reason=f"{n} waits.", num=n, now=NOW, next_at=None

@@ -27,6 +27,7 @@ from bot.queue.worker import Worker
 from bot.store import Store
 from core.contract import SpeedSpec
 from core.errors import HubAuthError, HubNotFoundError, HubRateLimitError, HubUnreachableError, InputError
+from localhub import seed
 
 
 @pytest.fixture
@@ -279,12 +280,28 @@ def test_a_slow_download_is_left_behind_on_a_stop(world: World) -> None:
     until(lambda: not any(thread.name == "fetch" for thread in threading.enumerate()))
 
 
-def test_unreachable_in_the_middle_stops_publishing(world: World) -> None:
-    world.usual()
-    world.usual(f"{UP}/other-GGUF")
+def test_a_hub_that_fails_at_three_cards_in_a_row_is_away(world: World) -> None:
+    repos = [REPO, *(f"{UP}/other-{number}-GGUF" for number in range(4))]
+    for repo in repos:
+        world.usual(repo)
     world.follow(consented=True)
     world.faults.fail(r"/discussions", status=502, times=1000)
     report = world.cycle()
-    assert [type(error) for _, error in report.errors] == [HubUnreachableError] and not report.exported
+    assert [type(error) for _, error in report.errors] == [HubUnreachableError] * 3 and not report.exported
     world.faults.clear()
-    assert world.cycle().exit_code == 0
+    # Those that it failed at wait a little, so that the others come first.
+    assert [outcome.decision.action for outcome in world.cycle().outcomes] == ["open", "open"]
+    assert [outcome.decision.action for outcome in world.later().outcomes].count("open") == 3
+
+
+def test_a_hub_that_fails_at_one_card_is_not(world: World) -> None:
+    other = "zoe/other-GGUF"
+    seed.create_user(world.root, "zoe", token="hf_zoe")
+    world.usual()
+    world.usual(other)
+    world.follow()
+    world.follow("zoe")
+    world.faults.fail(rf"{REPO}/discussions", status=502, times=1000)
+    report = world.cycle()
+    assert [what for what, _ in report.errors] == [REPO] and report.exported
+    assert len(world.pulls(other)) == 1

@@ -14,6 +14,7 @@ import pytest
 from gguf import GGUFWriter
 from huggingface_hub import HfApi
 
+from bot.hub import base
 from bot.hub.client import Hub
 from bot.intake import watch
 from bot.intake.watch import PollReport, poll
@@ -323,3 +324,138 @@ def test_a_repo_that_fails_is_put_off_and_the_others_go_on(world: World) -> None
     assert world.poll().errors == []
     world.now += 3600
     assert world.poll().changed == ["ann/b-GGUF"]
+
+
+def test_what_the_hub_fails_at_keeps_nothing_else_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_PAUSES", (0.0,))
+    world.upload("bob/z-GGUF", "m-Q8_0.gguf", "n-Q8_0.gguf")
+    for name in ("y", "x"):
+        world.upload(f"ann/{name}-GGUF", "m-Q8_0.gguf")
+    world.follow("ann")
+    world.follow("bob")
+    world.follow("ann-gone/only-GGUF")
+    # One repo, one file and one follow for which there is never an answer, each the first in its line.
+    world.faults.fail(r"/api/models/ann/x-GGUF$", status=500, times=1000)
+    world.faults.fail(r"/bob/z-GGUF/resolve/.*n-Q8_0", status=500, times=1000)
+    world.faults.fail(r"/api/models/ann-gone/only-GGUF$", status=504, times=1000)
+    report = world.poll()
+    assert sorted(report.changed) == ["ann/y-GGUF", "bob/z-GGUF"] and world.names("bob/z-GGUF") == ["m-Q8_0.gguf"]
+    assert [what for what, _ in report.errors] == ["ann-gone/only-GGUF", "ann/x-GGUF", "bob/z-GGUF/n-Q8_0.gguf"]
+    seen = len([request for request in world.server.requests.all() if "x-GGUF" in request.path])
+    for _ in range(3):
+        world.poll()
+    assert len([r for r in world.server.requests.all() if "x-GGUF" in r.path]) == seen, "it waits, ever longer"
+    world.faults.clear()
+    world.now += 86_400
+    assert world.poll().errors == [] or world.names("bob/z-GGUF") == ["m-Q8_0.gguf", "n-Q8_0.gguf"]
+    assert world.names("ann/x-GGUF") == ["m-Q8_0.gguf"]
+
+
+def test_a_card_that_is_odd_is_a_card(world: World) -> None:
+    """The client makes keyword arguments of what stands there; we do not."""
+    odd = b"---\nignore_metadata_errors: true\nself: 1\nget: 5\nbase_model: [org/m]\n---\n"
+    world.upload("ann/odd-GGUF", "m-Q8_0.gguf", README__md=odd)
+    world.follow("ann")
+    assert world.poll().errors == []
+    repo = world.store.repos.repo("ann/odd-GGUF")
+    assert repo and repo.base_model == "org/m" and repo.config["base_models"] == ["org/m"]
+    assert world.hub.repo("ann/odd-GGUF").id == "ann/odd-GGUF"
+
+
+def test_a_repo_whose_ggufs_were_deleted_has_none(world: World) -> None:
+    world.upload("ann/m-GGUF", "m-Q8_0.gguf")
+    world.follow("ann")
+    world.poll()
+    world.api().delete_file("m-Q8_0.gguf", "ann/m-GGUF")
+    world.poll(sweep_interval=0.0)
+    assert world.names("ann/m-GGUF") == []
+
+
+def test_a_repo_that_went_to_another_owner_is_theirs(world: World) -> None:
+    world.upload("ann/m-GGUF", "m-Q8_0.gguf")
+    world.store.repos.follow("ann", consented=True, now=1.0)
+    world.poll()
+    seed.move_repo(world.root, "ann/m-GGUF", "bob/m-GGUF")
+    world.poll(sweep_interval=0.0)
+    assert world.state("ann/m-GGUF")[0] == "moved"
+    assert world.store.repos.repo("bob/m-GGUF") is None and world.store.repos.follow_of("bob/m-GGUF") is None
+
+
+def test_unfollowing_ends_a_first_sync_and_following_again_begins_anew(world: World) -> None:
+    for number in range(4):
+        world.upload(f"ann/m{number}-GGUF", "m-Q8_0.gguf")
+    world.follow("ann")
+    stop = threading.Event()
+    real = world.hub.detail
+
+    def detail(repo_id: str) -> Any:
+        stop.set()
+        return real(repo_id)
+
+    world.hub.detail = detail  # type: ignore[method-assign]
+    world.poll(stop=stop)
+    assert world.store.repos.unfollow("ANN")
+    assert world.poll().changed == [] and world.store.watching.waiting()[0] == 0
+    world.store.publishing.note(
+        "ann/m3-GGUF", key="", sha=None, action="nothing", reason="", num=None, now=1.0, next_at=None, touched=9
+    )
+    world.follow("ann")
+    assert "ann/m3-GGUF" in world.store.publishing.due(now=world.now + 1)
+    assert len(world.poll().changed) == 3
+    world.store.repos.follow("Ann", consented=True, now=1.0)
+    assert [(follow.name, follow.consented) for follow in world.store.repos.follows()] == [("ann", True)]
+
+
+def test_a_private_repo_that_is_followed_itself_beside_its_owner(world: World) -> None:
+    with World(world.folder / "own") as own:
+        own.hub = Hub(endpoint=own.server.url, token=f"{TOKEN}_ann")
+        own.upload("ann/secret-GGUF", "m-Q8_0.gguf")
+        own.upload("ann/open-GGUF", "m-Q8_0.gguf")
+        seed.set_repo(own.root, "ann/secret-GGUF", private=True)
+        own.follow("ann")
+        own.follow("ann/secret-GGUF")
+        own.poll()
+        assert own.state("ann/secret-GGUF")[0] == own.state("ann/open-GGUF")[0] == "live"
+        assert own.poll().changed == [] and own.poll(sweep_interval=0.0).changed == []
+
+
+def test_a_name_in_another_case_is_the_new_name(world: World) -> None:
+    world.upload("ann/model-GGUF", "m-Q8_0.gguf")
+    world.follow("ann")
+    world.poll()
+    world.store.results.save_pull("ann/model-GGUF", 1, key="k", status="closed", url=None, now=1.0)
+    world.store.repos.set_stopped("ann/model-GGUF", "ann")
+    seed.move_repo(world.root, "ann/model-GGUF", "ann/Model-GGUF")
+    world.poll(sweep_interval=0.0)
+    world.poll(sweep_interval=0.0)
+    assert world.state("ann/model-GGUF")[0] == "moved" and world.state("ann/Model-GGUF")[0] == "live"
+    renamed = world.store.repos.repo("ann/Model-GGUF")
+    assert renamed and renamed.stopped == "ann" and len(world.store.results.pulls("ann/Model-GGUF")) == 1
+
+
+def test_too_many_shards_are_not_read(world: World) -> None:
+    data = gguf(world.folder, 1)
+    files: dict[str, Path | bytes] = {f"m-Q8_0-{n:05d}-of-00300.gguf": data for n in range(1, 301)}
+    seed.upload_files(world.root, "ann/many-GGUF", files)
+    world.upload("ann/a-GGUF", "m-Q8_0.gguf")
+    world.follow("ann")
+    world.poll()
+    [many] = world.store.repos.variants("ann/many-GGUF")
+    assert many.note and "300 shards" in many.note and world.requests()[1] <= 3
+
+
+def test_a_verdict_on_a_file_is_looked_at_once_more(world: World) -> None:
+    seed.upload_files(world.root, "ann/m-GGUF", {"m-Q8_0.gguf": b"not a GGUF at all" * 9})
+    world.follow("ann")
+    world.poll()
+    [bad] = world.store.repos.variants("ann/m-GGUF")
+    assert bad.note and "not a GGUF" in bad.note
+    world.requests()
+    world.poll()
+    assert world.requests()[1] == 0
+    world.now += 86_400
+    world.poll()
+    assert world.requests()[1] == 1
+    world.now += 9 * 86_400
+    world.poll()
+    assert world.requests()[1] == 0

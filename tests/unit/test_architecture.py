@@ -31,7 +31,7 @@ INSIDE_BOT = {
     "bot/hub": {"bot.hub"},
     "bot/intake": {"bot.intake", "bot.store", "bot.hub", "bot.clock"},
     "bot/queue": {"bot.queue", "bot.intake", "bot.store", "bot.hub", "bot.clock", "bot.settings"},
-    "bot/publish": {"bot.publish", "bot.queue.plan", "bot.intake", "bot.store", "bot.hub", "bot.settings"},
+    "bot/publish": {"bot.publish", "bot.queue.plan", "bot.intake", "bot.store", "bot.hub", "bot.settings", "bot.clock"},
 }
 MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 

@@ -82,7 +82,7 @@ def busy(store: Store) -> None:
     look_into(store, "org/bad", enabled=False, problem=f"line 3: {EVIL}")
     store.watching.mark_due("up/new", sha=None, now=NOW - 30, follow="up")
     store.watching.set_state("up/d", "private", note="It is private.", now=NOW)
-    store.watching.put_off("up/new", error="The Hub refused up/new.", until=NOW + 3600)
+    store.watching.put_off("up/new", error="The Hub refused up/new.", now=NOW, first=3600.0)
     store.results.save_pull("up/a", 1, key="k", status="open", url="https://hub/up/a/discussions/1", now=NOW - 7200)
     store.results.save_pull("up/b", 2, key="k", status="closed", url=None, now=NOW)
     store.results.save_pull("org/a", 3, key="k", status="merged", url=None, now=NOW)
