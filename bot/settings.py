@@ -116,6 +116,7 @@ class Settings(BaseSettings):
     )
     leaderboard_url: str = Field(default="", description="the leaderboard's address, linked from cards")
     project_url: str = Field(default="", description="this project's address, linked from cards and pulls")
+    operator: str = Field(default="", description="who runs the bot and how to reach them, as its pulls say it")
     host: str = Field(default="127.0.0.1", description="address that 'serve' and 'leaderboard' listen on")
     port: int = Field(default=7860, ge=0, le=65535, description="port that 'serve' and 'leaderboard' listen on")
     public_url: str = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isclose, pi
+from math import pi
 from typing import Any, Final
 
 import numpy as np
@@ -22,44 +22,89 @@ MAX_BLOCKS: Final = 256
 #: Tensor types that keep weights unquantized, with their bytes an element.
 FLOATS: Final = {"F32": 4, "F16": 2, "BF16": 2}
 
-#: Classes whose query and key rows are reordered head by head (``undo_permute``).
-_PERMUTED: Final = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "SmolLM3ForCausalLM", "GraniteForCausalLM"}
-)
-#: Classes whose norms are stored as the difference to one.
-_SHIFTED: Final = frozenset(
-    {"GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"}
-)
-#: Classes whose tensors are only renamed, and experts stacked.
-_PLAIN: Final = frozenset(
-    {"Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Phi3ForCausalLM"}
-    | {"Olmo2ForCausalLM", "OlmoeForCausalLM", "Starcoder2ForCausalLM", "CohereForCausalLM", "SeedOssForCausalLM"}
-    | {"Exaone4ForCausalLM"}
-)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d{1,5})\.(.+)", re.DOTALL)
 _BLOCK = re.compile(r"\Ablk\.(\d+)\.")
 #: Parts of multimodal models, which are no part of the text model's GGUF.
-_OTHER_PARTS = ("visual.", "vision.", "vision_", "audio.", "audio_", "talker.", "token2wav.", "projector.", "patch_")
+_OTHER_PARTS = (
+    "visual.", "vision.", "vision_", "audio.", "audio_", "talker.", "token2wav.", "code2wav.", "projector.",
+    "patch_embed", "patch_merge", "image_newline", "model.connector.",
+)  # fmt: skip
+_OTHER_MODULES = ("vit.", "vpm.", "siglip2.", "conformer.", "merger.", "resampler.", "sound_", "speech_embeddings.")
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Where a GGUF is not what converting gives: words that begin a sentence.
+
+    ``certain``: it can't have been made so from these weights. Otherwise it only can't be said.
+    """
+
+    said: str
+    certain: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How a class is converted. ``known``: a tensor that comes out otherwise was not made from these weights."""
+    """How a class is converted. ``known``: a tensor that comes out otherwise was not made from these weights.
+
+    Attributes:
+        architecture: what its files call themselves; None where the class is not known.
+        permuted: query and key rows are reordered head by head (``undo_permute``).
+        norm_shift: norms are stored as the difference to this.
+        rope_freqs: RoPE factors of Llama 3 become a tensor.
+        cuts_tokens: rows of the embeddings that the tokenizer does not know are left out.
+        drops_head: a head that stands in the checkpoint is left out, since it is the embeddings.
+    """
 
     known: bool
+    architecture: str | None = None
     permuted: bool = False
     norm_shift: float = 0.0
+    rope_freqs: bool = False
+    cuts_tokens: bool = False
+    drops_head: bool = False
+
+
+def _llama(architecture: str) -> Rules:
+    return Rules(True, architecture, permuted=True, rope_freqs=True)
+
+
+_GEMMA_3: Final = Rules(True, "gemma3", norm_shift=1.0, cuts_tokens=True)
+#: What a Gemma 3 has where its ``config.json`` leaves it out.
+_GEMMA_3_DEFAULTS: Final[dict[str, Any]] = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 131072, "rope_theta": 1e6,
+}  # fmt: skip
+_CLASSES: Final[dict[str, Rules]] = {
+    "LlamaForCausalLM": _llama("llama"),
+    "MistralForCausalLM": _llama("llama"),
+    "MixtralForCausalLM": _llama("llama"),
+    "SmolLM3ForCausalLM": _llama("smollm3"),
+    "GraniteForCausalLM": _llama("granite"),
+    "GemmaForCausalLM": Rules(True, "gemma", norm_shift=1.0, drops_head=True),
+    "Gemma2ForCausalLM": Rules(True, "gemma2", norm_shift=1.0, drops_head=True),
+    "Gemma3ForCausalLM": _GEMMA_3,
+    "Gemma3ForConditionalGeneration": _GEMMA_3,
+    "Exaone4ForCausalLM": Rules(True, "exaone4", rope_freqs=True),
+    # Tensors are only renamed, and experts stacked.
+    "Qwen2ForCausalLM": Rules(True, "qwen2"),
+    "Qwen2MoeForCausalLM": Rules(True, "qwen2moe"),
+    "Qwen3ForCausalLM": Rules(True, "qwen3"),
+    "Qwen3MoeForCausalLM": Rules(True, "qwen3moe"),
+    "Phi3ForCausalLM": Rules(True, "phi3"),
+    "Olmo2ForCausalLM": Rules(True, "olmo2"),
+    "OlmoeForCausalLM": Rules(True, "olmoe"),
+    "Starcoder2ForCausalLM": Rules(True, "starcoder2"),
+    "CohereForCausalLM": Rules(True, "command-r"),
+    "SeedOssForCausalLM": Rules(True, "seed_oss"),
+}
 
 
 def rules_of(config: Mapping[str, Any]) -> Rules:
     """The rules of the class that a model's ``config.json`` names."""
     named = config.get("architectures")
     kind = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    return Rules(
-        known=kind in _PERMUTED | _SHIFTED | _PLAIN,
-        permuted=kind in _PERMUTED,
-        norm_shift=1.0 if kind in _SHIFTED else 0.0,
-    )
+    return _CLASSES.get(kind, Rules(known=False))
 
 
 class Names:
@@ -76,7 +121,7 @@ class Names:
 
     def of(self, name: str) -> tuple[str, int | None] | None:
         """The GGUF tensor that a checkpoint's tensor goes to, and as which expert; None for what has no place."""
-        if any(part in name for part in _OTHER_PARTS):
+        if is_other_part(name):
             return None
         name = name.replace("language_model.", "").replace("e_score_correction_bias", "e_score_correction.bias")
         split = _EXPERT.fullmatch(name)
@@ -85,18 +130,29 @@ class Names:
         return (found, int(split[2]) if split else None) if found else None
 
 
+def is_other_part(name: str) -> bool:
+    """Whether a checkpoint's tensor belongs to another part than the text model, which has a GGUF of its own."""
+    return name.startswith(_OTHER_MODULES) or any(part in name for part in _OTHER_PARTS)
+
+
 def role_of(tensor: str) -> str:
     """What a tensor is, whichever block it is in: ``blk.*.ffn_up.weight``."""
     return _BLOCK.sub("blk.*.", tensor)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` with the text model's own values on top."""
+    """A ``config.json`` with the text model's own values on top, as its class' converter sees them."""
     inner = config.get("text_config")
-    return {**config, **(inner if isinstance(inner, dict) else {})}
+    found = {**config, **(inner if isinstance(inner, dict) else {})}
+    architecture = rules_of(config).architecture
+    if architecture == "gemma3":
+        found = {**_GEMMA_3_DEFAULTS, **{name: value for name, value in found.items() if value is not None}}
+    if architecture == "granite":
+        found.pop("head_dim", None)
+    return found
 
 
-def as_floats(raw: bytes, kind: str) -> NDArray[np.float32]:
+def as_floats(raw: bytes | memoryview, kind: str) -> NDArray[np.float32]:
     """Values of a type of :data:`FLOATS` as f32, which holds each of them exactly."""
     if kind == "BF16":
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
@@ -112,12 +168,6 @@ def converted(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
     return as_floats(raw.tobytes(), kind)
 
 
-def permuted(values: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
-    """Rows of ``n_heads`` whole heads, shape (rows, row length), in llama.cpp's order."""
-    rows, length = values.shape
-    return values.reshape(n_heads, 2, rows // n_heads // 2, length).swapaxes(1, 2).reshape(rows, length)
-
-
 def heads_of(tensor: str, config: Mapping[str, Any]) -> int | None:
     """How many heads the rows of a query or key tensor are of; None where ``config`` does not say."""
     heads, kv = config.get("num_attention_heads"), config.get("num_key_value_heads")
@@ -127,18 +177,19 @@ def heads_of(tensor: str, config: Mapping[str, Any]) -> int | None:
 
 def generated(tensor: str, config: Mapping[str, Any]) -> NDArray[np.float32] | None:
     """A tensor that the converter makes from ``config.json`` alone (RoPE factors), or None where it makes none."""
-    rope = _rope(config)
+    rope = rope_of(config)
     if tensor in ("rope_factors_long.weight", "rope_factors_short.weight"):
         factors = rope.get("long_factor" if "long" in tensor else "short_factor")
         return _row(factors)
     if tensor != "rope_freqs.weight" or str(rope.get("rope_type", rope.get("type"))).lower() != "llama3":
         return None
+    usual = 16.0 if rules_of(config).architecture == "exaone4" else 8.0
     try:
         theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
         n = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
         factor, low, high = (
             float(rope.get(name, default))
-            for name, default in (("factor", 8.0), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
+            for name, default in (("factor", usual), ("low_freq_factor", 1.0), ("high_freq_factor", 4.0))
         )
         length = float(rope.get("original_max_position_embeddings", 8192))
         if not 0 < n <= 4096 or high == low:
@@ -149,6 +200,17 @@ def generated(tensor: str, config: Mapping[str, Any]) -> NDArray[np.float32] | N
     except (ValueError, TypeError, KeyError, ArithmeticError):
         return None
     return np.where(waves < length / high, 1.0, np.where(waves > length / low, factor, between)).astype(np.float32)
+
+
+def to_generate(config: Mapping[str, Any], rules: Rules) -> frozenset[str]:
+    """The tensors that the converter makes of a model from its ``config.json`` alone."""
+    rope = rope_of(config)
+    names: set[str] = set()
+    if (rules.rope_freqs or not rules.known) and str(rope.get("rope_type", rope.get("type"))).lower() == "llama3":
+        names.add("rope_freqs.weight")
+    if (rules.architecture == "phi3" or not rules.known) and rope.get("long_factor"):
+        names |= {"rope_factors_long.weight", "rope_factors_short.weight"}
+    return frozenset(names)
 
 
 def differing_generated(tensor: str, raw: bytes, kind: str, config: Mapping[str, Any]) -> str | None:
@@ -163,67 +225,22 @@ def differing_generated(tensor: str, raw: bytes, kind: str, config: Mapping[str,
 
 
 def _row(values: Any) -> NDArray[np.float32] | None:
-    if not isinstance(values, list) or not 0 < len(values) <= 4096 or not all(_number(v) is not None for v in values):
+    if not isinstance(values, list) or not 0 < len(values) <= 4096 or not all(number(v) is not None for v in values):
         return None
     return np.array(values, dtype=np.float32)
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def number(value: Any) -> float | None:
+    """A number of JSON or of a header; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1 << 1000:
+        return None
+    return float(value)
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` says of RoPE, that of full attention where there are several."""
     found = config.get("rope_parameters") or config.get("rope_scaling")
     if not isinstance(found, dict):
         return {}
     inner = found.get("full_attention")
     return inner if isinstance(inner, dict) else found
-
-
-#: What a header says, and the names that ``config.json`` has for it.
-_SETTINGS: Final[dict[str, tuple[str, ...]]] = {
-    "block_count": ("num_hidden_layers", "n_layers", "n_layer", "num_layers"),
-    "embedding_length": ("hidden_size", "n_embd", "dim"),
-    "attention.head_count": ("num_attention_heads", "n_head", "n_heads"),
-    "attention.head_count_kv": ("num_key_value_heads", "n_kv_heads"),
-    "attention.key_length": ("head_dim",),
-    "attention.value_length": ("head_dim",),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps"),
-    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
-    "expert_used_count": ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
-    "attn_logit_softcapping": ("attn_logit_softcapping",),
-    "final_logit_softcapping": ("final_logit_softcapping",),
-    "logit_scale": ("logit_scale", "logits_scaling"),
-}
-#: What changes every logit and is in a header only because ``config.json`` has it.
-_ONLY_IF_GIVEN: Final = frozenset({"attn_logit_softcapping", "final_logit_softcapping", "logit_scale"})
-
-
-def settings_difference(kv: Mapping[str, Any], architecture: str, config: Mapping[str, Any]) -> str | None:
-    """A sentence when a header's settings are not those of ``config.json``: the same weights would compute otherwise.
-
-    Only what changes a model's output and stands in both under a known name is compared, and RoPE.
-    """
-    rope = _rope(config)
-    for key, names in _SETTINGS.items():
-        ours = _number(kv.get(f"{architecture}.{key}"))
-        theirs = next((value for name in names if (value := _number(config.get(name))) is not None), None)
-        if ours is not None and theirs is None and key in _ONLY_IF_GIVEN:
-            return f"its header says {key} = {ours:g}, the base model's config.json has none"
-        if ours is not None and theirs is not None and not isclose(ours, theirs, rel_tol=1e-6):
-            return f"its header says {key} = {ours:g}, the base model's config.json {theirs:g}"
-    theta = _number(rope.get("rope_theta", config.get("rope_theta")))
-    ours = _number(kv.get(f"{architecture}.rope.freq_base", 10000.0))
-    if theta is not None and ours is not None and not isclose(ours, theta, rel_tol=1e-6):
-        return f"its header says rope.freq_base = {ours:g}, the base model's config.json {theta:g}"
-    scaling, factor = (
-        kv.get(f"{architecture}.rope.scaling.type"),
-        _number(kv.get(f"{architecture}.rope.scaling.factor")),
-    )
-    kind = str(rope.get("rope_type", rope.get("type", "none"))).lower()
-    if (scaling not in (None, "none") or factor not in (None, 0.0, 1.0)) and kind in ("none", "default"):
-        return f"its header scales RoPE ({str(scaling)[:40]}), the base model's config.json does not"
-    given = _number(rope.get("factor"))
-    if kind in ("linear", "yarn") and given is not None and not isclose(factor or 1.0, given, rel_tol=1e-6):
-        return f"its header scales RoPE by {factor or 1.0:g}, the base model's config.json by {given:g}"
-    return None

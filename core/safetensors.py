@@ -17,13 +17,20 @@ from core.errors import InputError
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-#: Bytes of a header, and of an index; the largest models' (100,000 tensors) have some 10 MB.
-MAX_HEADER: Final = 16 << 20
-MAX_INDEX: Final = 24 << 20
-MAX_TENSORS: Final = 300_000
+#: Bytes of a header, and of an index. Those of shards have some dozens of kB; the index of 94 layers with 128 experts
+#: each has 4 MB.
+MAX_HEADER: Final = 4 << 20
+MAX_INDEX: Final = 8 << 20
+#: Tensors in one file, and in all of a model.
+MAX_TENSORS: Final = 20_000
+MAX_INDEXED: Final = 100_000
+#: Colons, commas and brackets that JSON has for one tensor: what each of them begins takes memory once it is parsed.
+_MARKS_OF_TENSOR: Final = 16
+_MARKS_OF_ENTRY: Final = 3
+MAX_NAME: Final = 512
 MAX_DIMS: Final = 8
 #: A first range of this size holds most headers whole.
-FIRST_RANGE: Final = 256 << 10
+FIRST_RANGE: Final = 128 << 10
 
 #: Bytes of an element. Types that pack several into a byte are left out, and so are tensors kept in them.
 DTYPES: Final[dict[str, int]] = {
@@ -62,10 +69,9 @@ def parse_header(data: bytes, *, size: int, name: str) -> dict[str, SafeTensor]:
         SafetensorsError: its numbers can't be true, or it is not safetensors.
     """
     length = header_length(data, size=size, name=name)
-    found = _object(data[8 : 8 + length], name)
+    found = _object(data[8 : 8 + length], name, marks=_MARKS_OF_TENSOR * MAX_TENSORS)
     found.pop("__metadata__", None)
-    if len(found) > MAX_TENSORS:
-        raise SafetensorsError(f"{name} claims {len(found)} tensors; that can't be true.")
+    _check_names(found, name, most=MAX_TENSORS)
     start, tensors = 8 + length, {}
     for key, entry in found.items():
         kind, shape, begin, end = _entry(entry, f"{name}: {key[:100]!r}")
@@ -111,19 +117,29 @@ def parse_index(data: bytes, *, name: str) -> dict[str, str]:
     Raises:
         SafetensorsError: it is no index, or names files that are none of its repo.
     """
-    found = _object(data, name).get("weight_map")
-    if not isinstance(found, dict) or len(found) > MAX_TENSORS:
+    if len(data) > MAX_INDEX:
+        raise SafetensorsError(f"{name} has {len(data)} bytes; that can't be an index of safetensors files.")
+    found = _object(data, name, marks=_MARKS_OF_ENTRY * MAX_INDEXED).get("weight_map")
+    if not isinstance(found, dict):
         raise SafetensorsError(f"{name} is no index of safetensors files.")
-    for file in set(map(str, found.values())):
+    _check_names(found, name, most=MAX_INDEXED)
+    # Each file's name once, not once for each of its tensors.
+    files = {str(file): str(file) for file in found.values()}
+    for file in files:
         if not _FILE.fullmatch(file):
             raise SafetensorsError(f"{name} names {file[:100]!r}, which is no safetensors file beside it.")
-    return {key: str(file) for key, file in found.items()}
+    return {key: files[str(file)] for key, file in found.items()}
 
 
-def _object(data: bytes, name: str) -> dict[str, Any]:
+def _check_names(found: dict[str, Any], name: str, *, most: int) -> None:
+    if len(found) > most or any(len(key) > MAX_NAME for key in found):
+        raise SafetensorsError(f"{name} claims {len(found)} tensors, or one with a name that can't be true.")
+
+
+def _object(data: bytes, name: str, *, marks: int) -> dict[str, Any]:
     """A JSON object with each key once; what would take far more memory than bytes is not parsed."""
-    if data.count(b"{") + data.count(b"[") > 4 * MAX_TENSORS:
-        raise SafetensorsError(f"{name} is no header of safetensors.")
+    if sum(map(data.count, (b":", b",", b"{", b"["))) > marks:
+        raise SafetensorsError(f"{name} holds more than {marks} values; that can't be true.")
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError):

@@ -1,14 +1,15 @@
 """Whether a GGUF holds a checkpoint's own weights: which pieces to compare, and what comparing them says. Pure.
 
-The sample follows from a seed that is drawn after the file was uploaded, so that nobody can know beforehand which
-pieces to leave as they are; whoever knows the seed can repeat it. Every kind of tensor is compared at least once, in
-a random block; the rest of the budget goes to random tensors, larger ones more often.
+Every tensor is sampled, over as many turns as that takes, at a place that follows from a seed. The seed is drawn after
+the file was uploaded, so that nobody can know beforehand what to leave as it is; whoever knows it can repeat the
+comparison.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+import json
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -16,34 +17,27 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.conversion import FLOATS, Rules, as_floats, converted, heads_of, permuted, role_of
+from core.conversion import FLOATS, Rules, as_floats, converted, heads_of, role_of
+from core.correspondence import EMBEDDINGS, HEAD, Counterpart
 from core.gguf_header import Tensor
 from core.safetensors import SafeTensor
 
-Verdict = Literal["proven", "differs", "unprovable"]
+#: ``partly``: what was compared is the same, but not every tensor was yet.
+Verdict = Literal["proven", "partly", "differs", "unprovable"]
 
 #: Bytes of the GGUF that one piece has, where its tensor is that large.
-PIECE: Final = 384 << 10
-#: Whole heads are compared where rows were reordered; larger pieces than this are not read.
-MAX_PIECE: Final = 4 << 20
-#: Bytes of both files that are read and compared in all.
-MAX_BYTES: Final = 32 << 20
-#: What a proof needs at least: tensors, and bytes of the GGUF (or an eighth of it, for tiny models).
+PIECE: Final = 32 << 10
+#: A longer row is not read; whole rows are compared where they were reordered.
+MAX_ROW: Final = 1 << 20
+#: Ranges that lie no further apart (bytes) are read in one request.
+GAP: Final = 64 << 10
+#: Tensors that a proof needs at least.
 MIN_TENSORS: Final = 8
-MIN_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Counterpart:
-    """A checkpoint's tensor that a GGUF tensor was made from: all of it, or its expert number ``expert``."""
-
-    name: str
-    expert: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is compared: a GGUF tensor, and whose rows they were."""
+    """What is compared: a GGUF tensor, and whose values they were."""
 
     tensor: str
     counterpart: Counterpart
@@ -51,7 +45,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a piece lies in both files (bytes; of the GGUF from its tensor data's start), and how it was converted."""
+    """Where a piece lies in both files (bytes; of the GGUF from its tensor data's start), and how it was converted.
+
+    The checkpoint's rows, of ``row`` values each, are every ``stride``-th of the GGUF's, from ``phase`` on.
+    """
 
     piece: Piece
     gguf_offset: int
@@ -60,14 +57,15 @@ class Span:
     base_offset: int
     base_bytes: int
     base_type: str
-    row_length: int
-    n_heads: int | None
+    row: int
+    stride: int
+    phase: int
     shift: float
 
     @property
     def n_values(self) -> int:
         """Values that are compared."""
-        return self.gguf_bytes // FLOATS[self.gguf_type]
+        return self.base_bytes // FLOATS[self.base_type]
 
 
 class Draw:
@@ -82,107 +80,143 @@ class Draw:
         self._n += 1
         return int.from_bytes(hashlib.sha256(self._seed + self._n.to_bytes(8, "little")).digest(), "little") % n
 
-    def some(self, values: Sequence[str], n: int) -> list[str]:
-        """``n`` of the values (all, where there are no more), each once."""
-        left = list(values)
-        return [left.pop(self.below(len(left))) for _ in range(min(n, len(left)))]
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What earlier turns compared: tensors of the GGUF and files of the checkpoint, by their number in sorted order.
 
-def choose_pieces(
-    tensors: Sequence[Tensor],
-    counterparts: Mapping[str, Sequence[Counterpart]],
-    file_of: Mapping[str, str],
-    draw: Draw,
-    *,
-    n_pieces: int,
-    n_files: int,
-) -> tuple[list[Piece], list[str]]:
-    """The pieces to compare, and the kinds of tensors (roles) for which there is none.
-
-    Args:
-        tensors: the GGUF's, without those that a converter generates.
-        counterparts: by GGUF tensor, what it was made from.
-        file_of: the file of each tensor of the checkpoint.
-        n_files: files of the checkpoint whose headers may be read.
+    ``turns`` counts the turns, ``values`` all values that were compared; ``weights`` says which of the base model's.
     """
-    roles: dict[str, list[Tensor]] = defaultdict(list)
-    for tensor in sorted(tensors, key=lambda one: one.name):
-        roles[role_of(tensor.name)].append(tensor)
-    everywhere = sorted(set(file_of.values()))
-    # Some files at random first, so that not only those are looked into that rare tensors happen to lie in.
-    files = set(everywhere if len(everywhere) <= n_files else draw.some(everywhere, max(1, n_files - 2)))
 
-    def options(of: Sequence[Tensor]) -> list[Tensor]:
-        return [t for t in of if any(file_of.get(c.name) in files for c in counterparts.get(t.name, ()))]
+    tensors: frozenset[int] = frozenset()
+    files: frozenset[int] = frozenset()
+    turns: int = 0
+    values: int = 0
+    weights: str = ""
 
-    def piece(tensor: Tensor) -> Piece:
-        here = [c for c in counterparts[tensor.name] if file_of.get(c.name) in files]
-        return Piece(tensor.name, here[draw.below(len(here))])
+    def text(self) -> str:
+        """As it is stored: JSON, the numbers as bits."""
+        bits = {"tensors": self.tensors, "files": self.files}
+        masks = {name: f"{sum(1 << number for number in numbers):x}" for name, numbers in bits.items()}
+        return json.dumps(masks | {"turns": self.turns, "values": self.values, "weights": self.weights})
 
-    pieces: list[Piece] = []
-    missing: list[str] = []
-    for role, members in sorted(roles.items(), key=lambda item: (len(item[1]), item[0])):
-        found = options(members)
-        if not found and len(files) < n_files:
-            known = [c for t in members for c in counterparts.get(t.name, ()) if c.name in file_of]
-            if known:
-                files.add(file_of[known[draw.below(len(known))].name])
-                found = options(members)
-        if found and len(pieces) < n_pieces:
-            pieces.append(piece(found[draw.below(len(found))]))
+    @classmethod
+    def of(cls, text: str) -> Seen:
+        """What :meth:`text` stored; nothing of what is no such text."""
+        try:
+            found = json.loads(text)
+            masks = [int(found[name], 16) for name in ("tensors", "files")]
+            sets = [frozenset(i for i in range(mask.bit_length()) if mask >> i & 1) for mask in masks]
+            return cls(sets[0], sets[1], int(found["turns"]), int(found["values"]), str(found["weights"]))
+        except (ValueError, TypeError, KeyError):
+            return cls()
+
+
+def in_turn(names: Sequence[str], draw: Draw) -> list[str]:
+    """Names in their order from a random one on.
+
+    Neighbours stay together, so that few files have to be opened in one turn.
+    """
+    start = draw.below(len(names)) if names else 0
+    return [*names[start:], *names[:start]]
+
+
+def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted ranges (start, end), those together that lie no more than :data:`GAP` apart."""
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if found and start - found[-1][1] <= GAP:
+            found[-1] = found[-1][0], max(end, found[-1][1])
         else:
-            missing.append(role)
-    taken = {one.tensor for one in pieces}
-    left = sorted((t for t in options(tensors) if t.name not in taken), key=lambda one: one.name)
-    while left and len(pieces) < n_pieces:
-        at = draw.below(sum(t.n_elements for t in left) or 1)
-        index = next((i for i, end in enumerate(np.cumsum([t.n_elements for t in left])) if at < end), 0)
-        pieces.append(piece(left.pop(index)))
-    return pieces, missing
+            found.append((start, end))
+    return found
+
+
+class Plan:
+    """Ranges of files that are to be read within so many requests and bytes."""
+
+    def __init__(self, *, requests: int, n_bytes: int) -> None:
+        self.requests, self.n_bytes = requests, n_bytes
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+        self._costs: dict[str, tuple[int, int]] = {}
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """(requests, bytes) so far."""
+        return sum(one for one, _ in self._costs.values()), sum(two for _, two in self._costs.values())
+
+    def add(self, ranges: Mapping[str, tuple[int, int]]) -> bool:
+        """Take a (start, end) of each of some files in, unless that is too much; whether they were."""
+        before = {file: self._costs.get(file) for file in ranges}
+        for file, one in ranges.items():
+            insort(self._ranges.setdefault(file, []), one)
+            joined = merged(self._ranges[file])
+            self._costs[file] = len(joined), sum(end - start for start, end in joined)
+        requests, n_bytes = self.cost
+        if requests <= self.requests and n_bytes <= self.n_bytes:
+            return True
+        for file, one in ranges.items():
+            self._ranges[file].remove(one)
+            cost = before[file]
+            if cost is None:
+                del self._costs[file], self._ranges[file]
+            else:
+                self._costs[file] = cost
+        return False
+
+    def requests_of(self, file: str) -> list[tuple[int, int]]:
+        """(start, end) of each request for a file, sorted."""
+        return merged(self._ranges.get(file, ()))
 
 
 def span_of(
     piece: Piece, tensor: Tensor, base: SafeTensor, rules: Rules, config: Mapping[str, object], draw: Draw
 ) -> Span | str:
-    """Which rows of a piece to compare, or why they can't be, in words."""
+    """Which values of a piece to compare, or why they can't be, in words."""
     if tensor.type_name not in FLOATS or base.dtype not in FLOATS:
         return f"{tensor.name} is kept in {tensor.type_name}, {base.name[:100]} in {base.dtype}"
     shape = tensor.shape[::-1]
     expert = piece.counterpart.expert
     inner = shape if expert is None else shape[1:]
-    # Rows of tokens that the tokenizer does not know are cut off, or added, by some converters.
-    tokens = tensor.name in ("token_embd.weight", "output.weight")
-    cut = tokens and len(inner) == len(base.shape) == 2 and inner[1] == base.shape[1]
-    fits = inner == base.shape or (cut and 10 * min(inner[0], base.shape[0]) >= 9 * max(inner[0], base.shape[0]))
+    # Rows of tokens that the tokenizer does not know are cut off by some converters.
+    cut = rules.cuts_tokens and tensor.name in (EMBEDDINGS, HEAD) and len(inner) == len(base.shape) == 2
+    fits = inner == base.shape or (
+        cut and inner[1] == base.shape[1] and base.shape[0] > inner[0] >= base.shape[0] * 9 // 10
+    )
     if not fits or 0 in inner or (expert is not None and expert >= shape[0]):
         return f"{tensor.name} has the shape {_shape(inner)}, {base.name[:100]} has {_shape(base.shape)}"
-    length = inner[-1] if inner else 1
-    rows = min(_product(inner), _product(base.shape)) // length
-    wide = length * FLOATS[tensor.type_name]
-    heads, block = None, 1
+    total = _product(inner)
+    row, stride, phase = 1, 1, 0
     if rules.permuted and role_of(tensor.name).startswith(("blk.*.attn_q.", "blk.*.attn_k.")):
+        # The two halves of each head's rows stand there by turns: some rows of one half, wherever they went to.
         heads = heads_of(tensor.name, config)
-        if heads is None or len(inner) != 2 or rows % (2 * heads):
+        if heads is None or not 1 <= len(inner) <= 2 or inner[0] % (2 * heads):
             return f"the heads of {tensor.name} can't be told apart"
-        block = rows // heads
-    n = min(rows, max(block, -(-PIECE // wide) // block * block))
-    if n * wide > MAX_PIECE:
-        return f"a piece of {tensor.name} would be too large"
-    start = draw.below((rows - n) // block + 1) * block
-    first = start + (expert or 0) * _product(inner) // length
-    narrow = length * FLOATS[base.dtype]
-    shift = rules.norm_shift if tensor.name.endswith("norm.weight") else 0.0
+        row, stride, phase = (inner[1] if len(inner) == 2 else 1), 2, draw.below(2)
+        wide = row * FLOATS[tensor.type_name]
+        if wide > MAX_ROW:
+            return f"a row of {tensor.name} would be too large"
+        half = inner[0] // heads // 2
+        n = min(half, max(1, PIECE // 2 // wide))
+        head, first = draw.below(heads), draw.below(half - n + 1)
+        ours, theirs = head * 2 * half + 2 * first, (head * 2 + phase) * half + first
+    else:
+        n = min(total, PIECE // FLOATS[tensor.type_name])
+        ours = theirs = draw.below(total - n + 1)
+    ours += (expert or 0) * total // row
+    wide, narrow = row * FLOATS[tensor.type_name], row * FLOATS[base.dtype]
     return Span(
         piece,
-        gguf_offset=tensor.offset + first * wide,
-        gguf_bytes=n * wide,
+        gguf_offset=tensor.offset + ours * wide,
+        gguf_bytes=n * stride * wide,
         gguf_type=tensor.type_name,
-        base_offset=base.offset + start * narrow,
+        base_offset=base.offset + theirs * narrow,
         base_bytes=n * narrow,
         base_type=base.dtype,
-        row_length=length,
-        n_heads=None if heads is None else n // block,
-        shift=shift,
+        row=row,
+        stride=stride,
+        phase=phase,
+        shift=rules.norm_shift if tensor.name.endswith("norm.weight") else 0.0,
     )
 
 
@@ -197,14 +231,15 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "one value"
 
 
-def n_different(span: Span, gguf: bytes, base: bytes) -> int:
+def n_different(span: Span, gguf: bytes | memoryview, base: bytes | memoryview) -> int:
     """How many values of a piece are not what converting the checkpoint's gives."""
-    values = as_floats(base, span.base_type).reshape(-1, span.row_length)
-    if span.n_heads is not None:
-        values = permuted(values, span.n_heads)
+    values = as_floats(base, span.base_type)
     if span.shift:
         values = values + np.float32(span.shift)
-    return differing(as_floats(gguf, span.gguf_type), converted(values, span.gguf_type).reshape(-1))
+    found = as_floats(gguf, span.gguf_type)
+    if span.stride > 1:
+        found = found.reshape(-1, span.row)[span.phase :: span.stride].reshape(-1)
+    return differing(found, converted(values, span.gguf_type))
 
 
 def differing(found: NDArray[np.float32], expected: NDArray[np.float32]) -> int:
@@ -221,28 +256,33 @@ class Compared:
     """A piece that was compared: its values, and how many of them differed."""
 
     piece: Piece
-    n_bytes: int
     n_values: int
     n_different: int
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with its reason, a sentence."""
+    """A verdict with its reason, a sentence. ``by_values``: because sampled values differ."""
 
     verdict: Verdict
     detail: str
+    by_values: bool = False
 
 
-def judge(compared: Sequence[Compared], *, rules: Rules, uncovered: Sequence[str], n_bytes: int) -> Judgement:
+def judge(
+    compared: Sequence[Compared], *, rules: Rules, uncovered: Sequence[str], seen: Seen, n_tensors: int, n_files: int
+) -> Judgement:
     """What the comparison says.
 
     A difference is held against a file only where its class's conversion is known: other converters may do more than
     rename. Equal values prove all the same, since nothing makes them equal by chance.
 
     Args:
-        uncovered: kinds of tensors that could not be compared, in words.
-        n_bytes: of all tensors of the GGUF.
+        compared: in this turn.
+        uncovered: tensors that could not be compared, in words.
+        seen: with this turn.
+        n_tensors: of the GGUF, without generated ones.
+        n_files: of the checkpoint, that hold some of the text model.
     """
     for one in compared:
         if one.n_different:
@@ -251,19 +291,19 @@ def judge(compared: Sequence[Compared], *, rules: Rules, uncovered: Sequence[str
                 f"{one.piece.counterpart.name[:100]}"
             )
             if rules.known:
-                return Judgement("differs", f"{_capital(said)}.")
+                return Judgement("differs", sentence(said), by_values=True)
             return Judgement("unprovable", f"How this class is converted is not known here, and {said}.")
     if uncovered:
         more = f" (and {len(uncovered) - 1} more)" if len(uncovered) > 1 else ""
-        return Judgement("unprovable", f"Not every kind of tensor can be compared: {uncovered[0]}{more}.")
-    names = {one.piece.tensor for one in compared}
-    total = sum(one.n_bytes for one in compared)
-    if len(names) < MIN_TENSORS or total < min(MIN_BYTES, n_bytes // 8):
-        return Judgement("unprovable", f"Only {len(names)} tensors and {total:,} bytes could be compared.")
-    return Judgement(
-        "proven", f"{sum(one.n_values for one in compared):,} sampled values of {len(names)} tensors are the same."
-    )
+        return Judgement("unprovable", f"Not every tensor can be compared: {uncovered[0]}{more}.")
+    if n_tensors < MIN_TENSORS:
+        return Judgement("unprovable", f"Only {n_tensors} tensors could be compared.")
+    done = len(seen.tensors)
+    if done < n_tensors or len(seen.files) < n_files:
+        return Judgement("partly", f"{done:,} of {n_tensors:,} tensors were compared so far, and are the same.")
+    return Judgement("proven", f"{seen.values:,} sampled values of all {n_tensors:,} tensors are the same.")
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def sentence(text: str) -> str:
+    """Words as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."

@@ -80,8 +80,10 @@ class Checkpoint:
         if not self.tied:
             self.tensors["lm_head.weight"] = self._new(vocab, EMBD)
         self.config: dict[str, Any] = {
-            "architectures": [kind], "hidden_size": EMBD, "num_hidden_layers": layers, "intermediate_size": FF,
-            "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+            "architectures": [kind], "model_type": self.arch, "vocab_size": vocab, "hidden_size": EMBD,
+            "num_hidden_layers": layers, "intermediate_size": FF, "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
+            "rope_theta": 10000.0 if self.arch == "gemma2" else 500000.0,
         }  # fmt: skip
         if self.experts:
             self.config |= {"num_experts": self.experts, "num_experts_per_tok": 2}
@@ -147,9 +149,13 @@ class Checkpoint:
         writer = GGUFWriter(path, self.arch, split_max_tensors=per_file)
         known: dict[str, Any] = {
             "block_count": self.layers, "embedding_length": EMBD, "feed_forward_length": FF, "context_length": 512,
-            "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "rope.freq_base": 500000.0,
+            "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS,
             "attention.layer_norm_rms_epsilon": 1e-5,
         }  # fmt: skip
+        if self.arch == "llama":
+            known |= {"vocab_size": self.vocab, "rope.dimension_count": HEAD}
+        if self.arch != "gemma2":
+            known["rope.freq_base"] = 500000.0
         if self.experts:
             known |= {"expert_count": self.experts, "expert_used_count": 2}
         for key, value in (known | dict(settings or {})).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from huggingface_hub import CommitOperationAdd
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.community import DiscussionComment
 
 from bot.hub.door import Committed
@@ -31,7 +31,14 @@ class Hub(HubReads):
         self._allowed = allowed
 
     def open_pull(
-        self, repo_id: str, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+        self,
+        repo_id: str,
+        *,
+        files: dict[str, bytes],
+        title: str,
+        body: str,
+        parent: str | None,
+        deleted: tuple[str, ...] = (),
     ) -> Committed:
         """Open a pull request with these files; never retried (see the module's first words)."""
         self._allowed()
@@ -39,7 +46,7 @@ class Hub(HubReads):
             f"a pull request in {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                _additions(files),
+                _operations(files, deleted),
                 commit_message=title,
                 commit_description=body,
                 create_pr=True,
@@ -50,7 +57,15 @@ class Hub(HubReads):
         return Committed(info.oid, info.pr_num, info.pr_url)
 
     def update_pull(
-        self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+        self,
+        repo_id: str,
+        num: int,
+        *,
+        files: dict[str, bytes],
+        title: str,
+        body: str,
+        parent: str | None,
+        deleted: tuple[str, ...] = (),
     ) -> Committed:
         """Commit to a pull request of ours, and bring its first comment up to date where the Hub lets us."""
         self._allowed()
@@ -58,7 +73,7 @@ class Hub(HubReads):
             f"an update of pull {num} in {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                _additions(files),
+                _operations(files, deleted),
                 commit_message=title,
                 revision=f"refs/pr/{num}",
                 parent_commit=parent,
@@ -68,6 +83,11 @@ class Hub(HubReads):
         self._edit_body(repo_id, num, body)
         return Committed(info.oid, num, self._pull_url(repo_id, num))
 
+    def edit_body(self, repo_id: str, num: int, body: str) -> None:
+        """Bring the first comment of a pull of ours up to date, where the Hub lets us."""
+        self._allowed()
+        self._edit_body(repo_id, num, body)
+
     def _edit_body(self, repo_id: str, num: int, body: str) -> None:
         """The figures are in the commit; a first comment that can't be edited is only less fresh."""
         doing = f"the words of pull {num} in {repo_id}"
@@ -75,9 +95,16 @@ class Hub(HubReads):
             details = self._ask(doing, lambda: self._api.get_discussion_details(repo_id, num))
             first = next((event for event in details.events if isinstance(event, DiscussionComment)), None)
             if first is not None and first.content.strip() != body.strip():
-                self._ask(doing, lambda: self._api.edit_discussion_comment(repo_id, num, first.id, body), again=False)
+                self._edit_comment(repo_id, num, first.id, body)
         except HubError as error:
             logger.info("%s", error)
+
+    def _edit_comment(self, repo_id: str, num: int, comment_id: str, text: str) -> None:
+        self._ask(
+            f"the words of pull {num} in {repo_id}",
+            lambda: self._api.edit_discussion_comment(repo_id, num, comment_id, text),
+            again=False,
+        )
 
     def comment(self, repo_id: str, num: int, text: str) -> None:
         """Say something on a pull of ours; never retried."""
@@ -118,7 +145,7 @@ class Hub(HubReads):
             f"a commit to the dataset {repo_id}",
             lambda: self._api.create_commit(
                 repo_id,
-                _additions(files),
+                _operations(files),
                 commit_message=message,
                 repo_type="dataset",
             ),
@@ -127,5 +154,8 @@ class Hub(HubReads):
         return Committed(info.oid, changed=info.oid != before)
 
 
-def _additions(files: dict[str, bytes]) -> list[CommitOperationAdd]:
-    return [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
+def _operations(
+    files: dict[str, bytes], deleted: tuple[str, ...] = ()
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in files.items()]
+    return [*added, *(CommitOperationDelete(path_in_repo=path) for path in deleted)]

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 
 
-def unified(before: str | None, after: str, *, path: str) -> Iterator[str]:
-    """The lines of a unified diff, each with its newline; ``before`` is None for a new file."""
-    old = "/dev/null" if before is None else f"a/{path}"
-    for line in difflib.unified_diff(_lines(before or ""), _lines(after), old, f"b/{path}"):
+def unified(before: str | None, after: str | None, *, path: str) -> Iterator[str]:
+    """The lines of a unified diff, each with its newline; None is no file, before it was made or once it is deleted."""
+    old, new = ("/dev/null" if text is None else f"{side}/{path}" for side, text in (("a", before), ("b", after)))
+    for line in difflib.unified_diff(_lines(before or ""), _lines(after or ""), old, new):
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
 
 

@@ -20,7 +20,7 @@ class FileTooLargeError(HubError):
 
 @dataclass(frozen=True, slots=True)
 class RepoSummary:
-    """A model repo as a listing shows it."""
+    """A model repo as a listing shows it; ``created_at`` (seconds since the epoch) is told of single repos only."""
 
     id: str
     sha: str | None
@@ -28,6 +28,7 @@ class RepoSummary:
     private: bool = False
     gated: bool = False
     disabled: bool = False
+    created_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,39 @@ class RepoDetail:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """Something said on a pull; ``owner``: by the repo's owner or a member of the organisation that owns it."""
+    """Something said on a pull.
+
+    ``owner``: by the repo's owner or a member of the organisation that owns it. ``place``: among all that happened on
+    the pull. ``at``, ``edited_at``: when it was said and last edited, in seconds since the epoch. Of what was
+    ``hidden`` nobody can read the text any more, and it is empty here.
+    """
 
     id: str
     author: str
     owner: bool
     text: str
+    place: int = 0
+    at: float = 0.0
+    edited_at: float | None = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChange:
+    """A pull was opened again, closed or merged; ``place`` as in :class:`Comment`."""
+
+    place: int
+    author: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
 class HubPull:
-    """One of our pulls on the Hub: ``body`` is its first comment, ``authors`` who committed to it.
+    """A pull on the Hub, or (not ``is_pull``) a discussion: ``body`` is its first comment, ``authors`` who committed.
 
-    ``head`` is its last commit; ``comments`` what was said on it after the first; ``ended_by`` who closed it last;
-    ``conflicts``: it can't be merged as it is. A listing knows none of these.
+    ``head`` is its last commit; ``comments`` what was said on it after the first; ``changes`` of its status;
+    ``conflicts``: it can't be merged as it is; ``titles``: what it was ever called, and its commits' subjects. A
+    listing knows none of these.
     """
 
     num: int
@@ -66,8 +86,15 @@ class HubPull:
     authors: frozenset[str] = frozenset()
     head: str | None = None
     comments: tuple[Comment, ...] = ()
-    ended_by: str | None = None
+    changes: tuple[StatusChange, ...] = ()
     conflicts: bool = False
+    is_pull: bool = True
+    body_hidden: bool = False
+    titles: frozenset[str] = frozenset()
+
+    def last(self, status: str) -> StatusChange | None:
+        """The last change to a status, if there was one."""
+        return next((change for change in reversed(self.changes) if change.status == status), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +159,40 @@ class HubDoor(Protocol):
         ...
 
     def open_pull(
-        self, repo_id: str, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+        self,
+        repo_id: str,
+        *,
+        files: dict[str, bytes],
+        title: str,
+        body: str,
+        parent: str | None,
+        deleted: tuple[str, ...] = (),
     ) -> Committed:
-        """Open a pull request with these files."""
+        """Open a pull request with these files, and without those ``deleted``."""
         ...
 
     def update_pull(
-        self, repo_id: str, num: int, *, files: dict[str, bytes], title: str, body: str, parent: str | None
+        self,
+        repo_id: str,
+        num: int,
+        *,
+        files: dict[str, bytes],
+        title: str,
+        body: str,
+        parent: str | None,
+        deleted: tuple[str, ...] = (),
     ) -> Committed:
         """Commit to a pull of ours whose last commit is ``parent``, and bring its first comment up to date.
+
+        ``deleted`` are files that are taken away.
 
         Raises:
             HubConflictError: somebody committed to it in between.
         """
+        ...
+
+    def edit_body(self, repo_id: str, num: int, body: str) -> None:
+        """Bring the first comment of a pull of ours up to date, where the Hub lets us."""
         ...
 
     def comment(self, repo_id: str, num: int, text: str) -> None:

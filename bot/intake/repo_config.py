@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -139,6 +139,9 @@ def parse_config(data: bytes | None) -> RepoConfig:
         return _invalid(data, " ".join(_sentences(error)))
     except _Refused as error:
         return _invalid(data, str(error))
+    except Exception:
+        # Whatever a stranger's bytes make of a parser ("\UFFFFFFFF" is an OverflowError) ends here.
+        return _invalid(data, f"{CONFIG_FILE} is not valid YAML in UTF-8.")
     after = read.position.after if isinstance(read.position, _After) else None
     return RepoConfig(
         enabled=read.enabled,
@@ -150,6 +153,21 @@ def parse_config(data: bytes | None) -> RepoConfig:
         data=read.data,
         metadata=read.metadata,
     )
+
+
+def with_known(config: RepoConfig, protocols: Collection[str]) -> RepoConfig:
+    """The wishes, or where they name protocols that are none of ``protocols``, the problem that this is."""
+    unknown = [name for name in config.protocols if name not in protocols]
+    if not unknown or not config.enabled:
+        return config
+    there = ", ".join(protocols)
+    problem = " ".join(
+        f"{CONFIG_FILE}: 'protocols' has no {_shown(name)}{_nearest(name, tuple(protocols))}; there are {there}."
+        for name in unknown[:_MAX_ERRORS]
+    )
+    # Of the names alone: what protocols there are may change, and is no reason to say it again.
+    digest = hashlib.sha256("\n".join(sorted(unknown)).encode()).hexdigest()[:12]
+    return replace(config, enabled=False, problem=problem[:_MAX_PROBLEM], digest=digest)
 
 
 def _invalid(data: bytes, problem: str) -> RepoConfig:
@@ -187,8 +205,6 @@ def _load(data: bytes) -> Any:
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise _Refused(f"{CONFIG_FILE} is not valid YAML{where}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise _Refused(f"{CONFIG_FILE} is not valid YAML in UTF-8.") from None
 
 
 def _checked(events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:

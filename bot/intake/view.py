@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from bot.intake.base_models import Base, base_of, same_repo
-from bot.intake.references import Choice, Shared, choose
+from bot.intake.references import Choice, Offers, Shared
 from bot.store import Store
 from bot.store.repos import Repo, Variant
 from core.dataset import ReferenceKind
@@ -62,7 +62,8 @@ class View:
             return []
         base = self._base(repo, variants)
         shared = self._serving(base.id) if base.id else []
-        return [(variant, choose(variant, own=variants, shared=shared, base=base)) for variant in variants]
+        offers = Offers(own=variants, shared=shared, base=base)
+        return [(variant, offers.choice(variant)) for variant in variants]
 
     def _serving(self, base: str) -> list[Shared]:
         return _kept(self._shared, base.lower(), lambda: self._serve(base))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from bot.publish.blocks import Line, top_lines
 from core.errors import QuantcardError
 
 BEGIN = "<!-- quantcard:begin"
@@ -18,36 +19,7 @@ SECTION_VERSION = 1
 
 _LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
 _ATTRIBUTE = re.compile(r"\b(v|key|pad)=([\w,]+)")
-_HEADING = re.compile(r" {0,3}#{1,6}(\s|$)")
 _RULE = re.compile(r"---[ \t]*")
-
-# CommonMark, as far as it takes to know where text is code: fences, also in list items and quotes, and HTML blocks
-# that end at a string of their own and not at a blank line.
-_ITEM = re.compile(r"( *)(?:[-*+]|\d{1,9}[.)])( +|$)")
-_QUOTE = re.compile(r" {0,3}>")
-_BLOCK = re.compile(r"#{1,6}(?:\s|$)|`{3}|~{3}|[<>]")
-#: Headings and their underlines, rules, comments: lines that end a paragraph or are none.
-_NO_PARAGRAPH = re.compile(r" {0,3}(?:#{1,6}(?:\s|$)|<!--|(?:[-*_] *){3,}$|=+ *$|-+ *$)")
-_MAX_NESTING = 16
-_FENCE = re.compile(r"(`{3,}|~{3,})(.*)$")
-_LITERAL = "script|pre|style|textarea"
-_HTML = (
-    (re.compile(r" {0,3}<!--"), re.compile(r"-->")),
-    (re.compile(rf" {{0,3}}<(?:{_LITERAL})(?:\s|>|$)", re.I), re.compile(rf"</(?:{_LITERAL})>", re.I)),
-    (re.compile(r" {0,3}<\?"), re.compile(r"\?>")),
-    (re.compile(r" {0,3}<!\[CDATA\["), re.compile(r"\]\]>")),
-)  # fmt: skip
-
-
-# HTML that ends at a blank line: no fence begins within it.
-_TAG = re.compile(
-    r" {0,3}</?(?:address|article|aside|base|basefont|blockquote|body|caption|center|col|colgroup|dd|details|dialog|"
-    r"dir|div|dl|dt|fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hr|html|iframe|legend|li|"
-    r"link|main|menu|menuitem|nav|noframes|ol|optgroup|option|p|param|search|section|summary|table|tbody|td|tfoot|th|thead|"
-    r"title|tr|track|ul)(?:\s|/?>|$)",
-    re.I,
-)
-_LONE_TAG = re.compile(r" {0,3}</?[a-z][a-z0-9-]*(?:\s[^<>]*)?/?>\s*$", re.I)
 
 
 class CardError(QuantcardError):
@@ -68,101 +40,9 @@ class Section:
     last_newline: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line outside code: where it starts, its text, its newline ("" at the end of the card), whether it is HTML."""
-
-    start: int
-    text: str
-    newline: str
-    raw: bool
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.text) + len(self.newline)
-
-
-@dataclass(slots=True)
-class _Code:
-    """A block of code or HTML that has begun: what ends it, and the column of the list item or quote it stands in."""
-
-    start: int
-    ends: re.Pattern[str]
-    column: int
-    quoted: bool
-
-
-def _scan(card: str) -> tuple[list[_Line], int | None]:
-    """(the lines behind the front matter that may be headings or markers, the offset of code never closed or None)."""
-    lines: list[_Line] = []
-    code: _Code | None = None
-    columns: list[int] = []  # where the text of the list items starts that we are in
-    fresh, raw = True, False  # no paragraph is open; in HTML that ends at a blank line
-    start = end = _front_matter_end(card)
-    for line, newline in _LINE.findall(card, start):
-        start, end = end, end + len(line) + len(newline)
-        if not line.strip(" \t"):
-            fresh, raw = True, False
-            if code and code.quoted:
-                code = None
-            continue
-        if code is None and not columns and line[0].isalpha():
-            fresh = False  # the common case: a line of text in no list
-            continue
-        text = line.expandtabs(4)
-        indent = len(text) - len(text.lstrip(" "))
-        if code:
-            if _QUOTE.match(text) if code.quoted else indent >= code.column:
-                if code.ends.search(text):
-                    code = None
-                continue
-            code = None  # the list item or the quote it stood in is over
-        if not raw and not line.startswith(BEGIN):
-            inner, quoted = _inner(text, indent, columns, fresh=fresh)
-            code = _opens(start, inner, columns[-1] if columns else 0, quoted)
-            raw = code is None and bool(_TAG.match(inner) or (fresh and _LONE_TAG.match(inner)))
-            fresh = code is not None or raw or bool(_NO_PARAGRAPH.match(inner))
-        elif not raw:
-            fresh = True
-        if code is None and line[0] in " <#":
-            lines.append(_Line(start, line, newline, raw))
-    return lines, code.start if code else None
-
-
-def _inner(text: str, indent: int, columns: list[int], *, fresh: bool) -> tuple[str, bool]:
-    """A line within its list items and quotes, and whether it is quoted; ``columns`` is brought up to date."""
-    if fresh or _BLOCK.match(text.lstrip(" ")):  # else it may be the lazy continuation of a paragraph
-        while columns and indent < columns[-1]:
-            columns.pop()
-    rest, at, quoted = text, 0, False
-    for _ in range(_MAX_NESTING):
-        if found := _QUOTE.match(rest):
-            quoted = True
-        elif (at or indent - (columns[-1] if columns else 0) <= 3) and (found := _ITEM.match(rest)):
-            while columns and columns[-1] > at + len(found[1]):
-                columns.pop()
-            columns.append(at + len(found[0]))
-        else:
-            break
-        at, rest = at + len(found[0]), rest[len(found[0]) :]
-    if quoted:
-        return rest.removeprefix(" "), True
-    return (rest if at or not columns or indent < columns[-1] else rest[columns[-1] :]), False
-
-
-def _opens(start: int, text: str, column: int, quoted: bool) -> _Code | None:
-    """The code block that a line begins (``text``: the line within its list item or quote), or None."""
-    if len(text) - len(text.lstrip(" ")) > 3:
-        return None
-    fence = _FENCE.match(text.lstrip(" "))
-    if fence and not (fence[1][0] == "`" and "`" in fence[2]):
-        mark = re.escape(fence[1][0])
-        prefix = r"^[ >]*" if quoted else rf"^ {{{column},{column + 3}}}"
-        return _Code(start, re.compile(rf"{prefix}{mark}{{{len(fence[1])},}} *$"), column, quoted)
-    for begins, ends in _HTML:
-        if begins.match(text):
-            return None if ends.search(text) else _Code(start, ends, column, quoted)
-    return None
+def _scan(card: str) -> tuple[list[Line], int | None]:
+    """(headings and lines of HTML behind the front matter, the offset of code never closed or None)."""
+    return top_lines(card, _front_matter_end(card), marker=BEGIN)
 
 
 def _front_matter_end(card: str) -> int:
@@ -194,7 +74,7 @@ def find(card: str) -> Section | None:
     Raises:
         CardError: a marker without its partner, or more than one section.
     """
-    begin: _Line | None = None
+    begin: Line | None = None
     section: Section | None = None
     for line in _scan(card)[0]:
         if line.text.startswith(BEGIN):
@@ -297,7 +177,7 @@ def _place(card: str, position: str, after: str | None = None) -> int:
     """Where a new section goes; never inside code that somebody forgot to close."""
     lines, unclosed = _scan(card)
     end = len(card) if unclosed is None else unclosed
-    headings = [line for line in lines if not line.raw and _HEADING.match(line.text)]
+    headings = [line for line in lines if line.heading]
     if position == "after":
         named = next((at for at, line in enumerate(headings) if _words(line.text) == _words(after or "")), None)
         if named is None:

@@ -38,6 +38,11 @@ def pull_title() -> str:
     return fill("pull-title.md.j2").strip()
 
 
+def is_our_title(title: str) -> bool:
+    """Whether a pull of ours may be called so; what follows the colon was worded otherwise at times."""
+    return title.startswith(pull_title().partition(":")[0] + ":")
+
+
 def changed_comment(found: Changes, *, now: float) -> str:
     """Tells what changed materially; a few lines."""
     return fill(
@@ -76,9 +81,9 @@ def replaced_comment() -> str:
     return fill("pull-replaced.md.j2")
 
 
-def was_replaced(texts: Sequence[str]) -> bool:
-    """Whether the last thing that we said was that the pull is opened anew."""
-    return bool(texts) and _REPLACED.search(texts[-1]) is not None
+def was_replaced(texts: Iterable[str]) -> bool:
+    """Whether we said that the pull is opened anew."""
+    return any(_REPLACED.search(text) for text in texts)
 
 
 def answer_comment(lines: Sequence[str], *, help_: bool, comment: str) -> str:

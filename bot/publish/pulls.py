@@ -8,20 +8,23 @@ from dataclasses import dataclass, replace
 from bot.hub.door import Committed, FileTooLargeError, HubDoor, HubPull
 from bot.hub.refusals import repo_refuses
 from bot.intake.card_meta import CARD_LIMIT
-from bot.intake.repo_config import RepoConfig
 from bot.publish import card as cards
 from bot.publish import pull_texts as texts
-from bot.publish.answers import hear
 from bot.publish.card_text import card_text, text_of
 from bot.publish.changes import changes, only_speeds_differ
-from bot.publish.data_block import FILE, DataBlock, data_of, decode, decode_file, encode
-from bot.publish.found import Found, known_pulls, sweep_owner
+from bot.publish.data_beside import anothers_file, figures_beside
+from bot.publish.data_block import FILE, DataBlock, data_of, decode, encode
+from bot.publish.found import Found, known_pulls, our_accounts, sweep_owner
 from bot.publish.lease import LeaseLostError
+from bot.publish.listening import listen, may_open
 from bot.publish.manners import DAY, OPEN, REPLACED, Decision, Standing, decide, held_back, not_replaced_yet
 from bot.publish.outcome import BARRED_S, Outcome
+from bot.publish.remarks import Remarks
 from bot.publish.render import render_pull_body
 from bot.publish.rows import figures_key
-from bot.publish.section import CARD, Section, make_section, no_quality, rows_for, section_key
+from bot.publish.section import CARD, Section, make_section, rows_for, section_key
+from bot.publish.wishes import refusal, wishes_of
+from bot.publish.withdrawn import forbids, withdraw
 from bot.publish.writes import WritesLimitedError, held, write
 from bot.settings import Settings
 from bot.store import Store
@@ -88,12 +91,13 @@ class _Visit:
         settled: bool,
     ) -> None:
         self._store, self._hub, self._settings, self._repo = store, hub, settings, repo
-        self._config = RepoConfig.from_json(repo.config)
+        self._config = wishes_of(repo, settings, rows)
         self._all, self._rows = rows, rows_for(rows, self._config)
         self._now, self._settled = now, settled
         self._key = section_key(self._rows, self._config) if self._rows else ""
         self._newest: HubPull | None = None
         self._has_pull = False
+        self._section: Section | None = None
 
     def run(self) -> Outcome:
         if not_now := held(self._store, self._hub, self._settings, now=self._now):
@@ -108,7 +112,7 @@ class _Visit:
         found = self._listen(found)
         if no := self._refusal():
             self._tell_problem()
-            return self.outcome(no)
+            return self.outcome(self._withdraw(found, no) or no)
         return self._publish(found)
 
     def outcome(self, decision: Decision, url: str | None = None) -> Outcome:
@@ -127,24 +131,7 @@ class _Visit:
 
     def _refusal(self) -> Decision | None:
         """Why nothing is to be told here at all, whatever the Hub has."""
-        if self._repo.stopped is not None:
-            return Decision("nothing", f"{self._repo.stopped} told us to stop; '/quantcard remeasure' calls us back.")
-        if self._repo.state not in ("live", "gated"):
-            return Decision("nothing", self._repo.note or f"The repo is {self._repo.state}.")
-        if not self._config.enabled:
-            return Decision("nothing", self._config.problem or "The repo's .quantcard.yml says no.")
-        if not self._settled:
-            return Decision("wait", "Its measurements have not ended yet.")
-        if self._all and not self._rows:
-            wanted = ", ".join(self._config.protocols)
-            return Decision("nothing", f"The repo's .quantcard.yml wants figures of {wanted} only.")
-        if not any(row.measured_here and not row.is_reference for row in self._rows):
-            imported = any(row.quality_imported or row.speed_imported for row in self._rows)
-            said = "Its figures were all imported." if imported else "None of its quantized files could be measured."
-            return Decision("nothing", said)
-        if reason := no_quality(self._rows):
-            return Decision("wait", f"No quality figure yet: {reason}")
-        return None
+        return refusal(self._repo, self._config, self._all, settled=self._settled)
 
     def _standing(self) -> Standing:
         pulls = self._store.results.pulls()
@@ -159,31 +146,46 @@ class _Visit:
         )
 
     def _listen(self, found: list[Found]) -> list[Found]:
-        """Hear what owners said on the pull that is open, or on the newest; the pulls as they stand after that."""
-        if not found:
-            return found
-        at = max(range(len(found)), key=lambda i: (found[i].view.status in OPEN, found[i].view.num))
-        one = found[at]
-        before = one.whole or self._hub.pull(self._repo.id, one.view.num)
-        self._newest = before
-        heard = hear(self._store, self._hub, self._repo, before, self._all, now=self._now)
-        self._newest = heard.pull
-        self._repo = replace(self._repo, stopped=heard.stopped)
-        view = one.view
-        if heard.pull.status != before.status:
-            view = replace(view, status=heard.pull.status)
-            self._save(heard.pull.num, key=view.key, status=heard.pull.status, url=heard.pull.url)
-        found[at] = Found(view, heard.pull)
-        return found
+        """Hear what owners said on our pulls; the pulls as they stand after that."""
+        new = not self._refusal() and may_open(found, self._standing(), repo_id=self._repo.id)
+        listened = listen(self._store, self._hub, self._repo, found, self._all, may_open=new, now=self._now)
+        self._has_pull = bool(listened.found)
+        if listened.heard:
+            self._newest = listened.heard.pull
+            self._repo = replace(self._repo, stopped=listened.heard.stopped)
+        disputed = self._store.answers.disputed(self._repo.id)
+        if any(row.disputed != disputed for row in self._all):
+            # Said or read again just now; what is told here has to know.
+            self._all = [row.model_copy(update={"disputed": disputed}) for row in self._all]
+            self._rows = rows_for(self._all, self._config)
+            self._key = section_key(self._rows, self._config) if self._rows else ""
+        return listened.found
 
     def _tell_problem(self) -> None:
         """Say once what is wrong with a ``.quantcard.yml``, where it is heard by who is still listening."""
         pull, problem = self._newest, self._config.problem
         if not problem or pull is None or pull.status == "closed" or self._repo.stopped is not None:
             return
-        digest = self._config.digest or texts.digest_of(problem)
-        if digest not in texts.config_told(self._said_by_us(pull)):
+        digest, remarks = self._config.digest or texts.digest_of(problem), self._remarks(pull)
+        if remarks.may_tell_problem(digest):
             self._write_comment(pull, texts.config_comment(problem, digest=digest))
+            if not self._hub.dry_run:
+                remarks.told_problem(digest, now=self._now)
+
+    def _withdraw(self, found: Sequence[Found], no: Decision) -> Decision | None:
+        """Close our pull where the ``.quantcard.yml`` forbids it since; None where there is none to be closed so."""
+        if self._repo.stopped is not None or self._repo.state not in ("live", "gated"):
+            return None
+        newest = self._newest.num if self._newest else None
+        whole, view = next(((one.whole, one.view) for one in found if one.view.num == newest), (None, None))
+        if not whole or not view or not forbids(self._config, any_wanted=bool(self._rows or not self._all)):
+            return None
+        us = our_accounts(self._store, self._hub)
+        if not withdraw(self._store, self._hub, self._repo.id, self._config, whole, view, us=us, now=self._now):
+            return None
+        self._save(whole.num, key=view.key, status=REPLACED, url=whole.url)
+        self._newest = replace(whole, status="closed")
+        return Decision("nothing", f"{no.reason} Pull {whole.num} was closed for that.", whole.num)
 
     def _publish(self, found: list[Found]) -> Outcome:
         views = [one.view for one in found]
@@ -221,7 +223,7 @@ class _Visit:
                 done = self._update(decision, whole, section, files, main=main)
                 return self._also(done, not_now) if not_now else done
             decision = Decision("open", f"Pull {whole.num} could not be merged any more and was closed for this one.")
-        return self._open(decision, files, parent=parent)
+        return self._open(decision, files, main=main, parent=parent)
 
     def _also(self, outcome: Outcome, waits: Decision) -> Outcome:
         """An outcome that waits for something besides."""
@@ -252,10 +254,16 @@ class _Visit:
         self._save(pull.num, key=self._key, status=REPLACED, url=pull.url)
         return None
 
-    def _open(self, decision: Decision, files: dict[str, bytes], *, parent: str | None) -> Outcome:
+    def _open(self, decision: Decision, files: dict[str, bytes], *, main: str, parent: str | None) -> Outcome:
+        left = figures_beside(self._hub, self._repo.id, main, revision=parent or "main")
         done = self._commit(
             lambda: self._hub.open_pull(
-                self._repo.id, files=files, title=texts.pull_title(), body=self.body(), parent=parent
+                self._repo.id,
+                files=files,
+                deleted=(FILE,) if left and FILE not in files else (),
+                title=texts.pull_title(),
+                body=self.body(),
+                parent=parent,
             )
         )
         if done.num is not None:
@@ -282,49 +290,65 @@ class _Visit:
         revision = pull.head or f"refs/pr/{pull.num}"
         theirs = text_of(self._hub.read(self._repo.id, CARD, revision=revision, limit=CARD_LIMIT))
         if section.says(theirs, main=main):
+            if (known := texts.PULL.search(pull.body)) and known[1] != self._key:
+                # The commit arrived, and its answer did not.
+                self._hub.edit_body(self._repo.id, pull.num, self.body())
             self._save(pull.num, key=self._key, status="open", url=pull.url)
             return self.outcome(_has_these(pull.num))
-        told = decode(theirs) or self._told_in_file(revision)
+        left = figures_beside(self._hub, self._repo.id, theirs, revision=revision)
         self._commit(
             lambda: self._hub.update_pull(
-                self._repo.id, pull.num, files=files, title=texts.pull_title(), body=self.body(), parent=pull.head
+                self._repo.id,
+                pull.num,
+                files=files,
+                deleted=(FILE,) if left and FILE not in files else (),
+                title=texts.pull_title(),
+                body=self.body(),
+                parent=pull.head,
             )
         )
         self._save(pull.num, key=self._key, status="open", url=pull.url)
-        self._tell_changes(pull, told)
+        self._tell_changes(pull, decode(theirs) or left)
         return self.outcome(decision, pull.url)
-
-    def _told_in_file(self, revision: str) -> DataBlock | None:
-        if self._config.data != "file":
-            return None
-        data = self._hub.read(self._repo.id, FILE, revision=revision, limit=CARD_LIMIT)
-        return decode_file(data) if data else None
 
     def _tell_changes(self, pull: HubPull, before: DataBlock | None) -> None:
         """A comment, once a day at most, where another file may be the right one to pick now."""
         changed = changes(before, data_of(self._rows)) if before else None
-        last = texts.changed_at(self._said_by_us(pull))
-        if changed and (last is None or last <= self._now - DAY):
+        remarks = self._remarks(pull)
+        if changed and remarks.may_tell_changes(now=self._now):
             self._write_comment(pull, texts.changed_comment(changed, now=self._now))
+            if not self._hub.dry_run:
+                remarks.told_changes(now=self._now)
 
-    def _said_by_us(self, pull: HubPull) -> list[str]:
-        us = {self._hub.whoami(), pull.author}
-        return [comment.text for comment in pull.comments if comment.author in us]
+    def _remarks(self, pull: HubPull) -> Remarks:
+        return Remarks(self._store, self._repo.id, pull, us=our_accounts(self._store, self._hub))
 
     def section(self) -> Section:
-        """The section of the repo's rows."""
-        return make_section(
-            self._rows,
-            self._config,
-            endpoint=self._hub.endpoint,
-            project_url=self._settings.project_url,
-            leaderboard_url=self._settings.leaderboard_url,
-        )
+        """The section of the repo's rows; the figures stand in it where a file of its owner's has their file's name."""
+        if self._section is None:
+            config = self._config
+            if config.data == "file" and anothers_file(self._hub, self._repo.id):
+                config = replace(config, data="comment")
+            made = make_section(
+                self._rows,
+                config,
+                endpoint=self._hub.endpoint,
+                project_url=self._settings.project_url,
+                leaderboard_url=self._settings.leaderboard_url,
+            )
+            self._section = replace(made, key=self._key)
+        return self._section
 
     def body(self) -> str:
         """The pull's first comment."""
         return render_pull_body(
-            self._rows, key=self._key, endpoint=self._hub.endpoint, leaderboard_url=self._settings.leaderboard_url
+            self._rows,
+            key=self._key,
+            endpoint=self._hub.endpoint,
+            leaderboard_url=self._settings.leaderboard_url,
+            project_url=self._settings.project_url,
+            operator=self._settings.operator,
+            beside=self.section().beside,
         )
 
     def _commit(self, call: Callable[[], Committed]) -> Committed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +14,25 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from bot.publish.flag_list import file_link, flag_list
-from bot.publish.markdown import code, escape, fenced, link
+from bot.publish.markdown import code, escape, link
+from bot.publish.method import (
+    Machines,
+    command_block,
+    corpus_words,
+    imported_words,
+    method,
+    reference_name,
+    speed_cell,
+    speed_legend,
+)
 from core.dataset import SCHEMA_VERSION, DatasetRow
-from core.format import percent, significant, size, speed, with_interval
+from core.format import percent, significant, size, with_interval
 from core.verdict import Z95, Candidate, closest, pareto, picks, sentence, tied
 
 #: Characters of a label that are shown; only a file name without a known label is longer.
 _MAX_LABEL = 60
+#: Characters of a dispute that are shown: all that is kept of one.
+_MAX_DISPUTE = 500
 
 
 def _load(name: str) -> str:
@@ -127,11 +138,13 @@ def render_section(
     n_prompt = next((row.n_prompt for row in ordered if row.n_prompt), 512)
     n_gen = next((row.n_gen for row in ordered if row.n_gen), 128)
     first = next((row for row, c in ranking.ranked if not c.is_reference), ordered[0])
-    columns, cells = table(ordered, ranking, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen, only=only)
+    machines = Machines(ordered)
+    columns, cells = table(ordered, ranking, machines, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen, only=only)
+    disputed = next((row.disputed for row in ordered if row.disputed), None)
     return fill(
         "section.md.j2",
         verdict=Markup(_verdict(ranking, ordered)),
-        disputed=next((row.disputed for row in ordered if row.disputed), None),
+        disputed=escape(disputed, most=_MAX_DISPUTE) if disputed else None,
         picks=[
             {
                 "purpose": pick.purpose,
@@ -147,17 +160,32 @@ def render_section(
         n_gen=n_gen,
         has_quality=any(row.kld_mean is not None for row in ordered),
         has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in ordered),
-        legend=Markup(_legend(ordered, ranking)),
-        method=[Markup(line) for line in _method(first, ordered)],
-        command=fenced(first.command.replace(" && quantcard ", "\nquantcard "), "sh") if first.command else None,
+        legend=Markup(_legend(ordered, ranking, machines)),
+        method=method(first, ordered, machines),
+        command=command_block(first.command),
+        corpus=corpus_words(first, endpoint),
         flags=flag_list(ordered, endpoint),
         bot=link("quantcard", project_url),
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
     )
 
 
-def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, leaderboard_url: str) -> str:
-    """The first comment of our pull; its last line is how the pull is found again."""
+def render_pull_body(
+    rows: Sequence[DatasetRow],
+    *,
+    key: str,
+    endpoint: str,
+    leaderboard_url: str,
+    project_url: str = "",
+    operator: str = "",
+    beside: Sequence[str] = (),
+) -> str:
+    """The first comment of our pull; its last line is how the pull is found again.
+
+    Args:
+        operator: who runs the bot.
+        beside: what the pull changes besides the section, in words of ours.
+    """
     rows = distinct_labels(rows)
     by_label = {row.label: row for row in rows}
     found = [c for c in rank(rows).candidates if not c.is_reference]
@@ -178,21 +206,25 @@ def render_pull_body(rows: Sequence[DatasetRow], *, key: str, endpoint: str, lea
     ]
     reference = next((row for row in rows if row.reference_variant), None)
     quants = [row for row in rows if not row.is_reference]
-    command = next((row.command for row in rows if row.command and not row.is_reference), None)
+    first = next((row for row in rows if row.command and not row.is_reference), rows[0])
     return fill(
         "pull-body.md.j2",
         protocol=code(rows[0].protocol_name),
-        command=fenced(command.replace(" && quantcard ", "\nquantcard "), "sh") if command else None,
+        command=command_block(None if first.is_reference else first.command),
+        corpus=corpus_words(first, endpoint),
         n_files=sum(row.kld_mean is not None or row.tg_ts is not None for row in quants),
         n_left=sum(row.kld_mean is None and row.tg_ts is None for row in quants),
-        n_imported=sum(bool(row.quality_imported or row.speed_imported) for row in quants),
+        imported=imported_words(quants),
         has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in rows),
-        reference=_reference(reference, own="your ")
+        reference=reference_name(reference, own="your ")
         if reference and any(r.kld_mean is not None for r in rows)
         else None,
         columns=columns,
         flags=flag_list(rows, endpoint)[:5],
         leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
+        bot=link("quantcard", project_url),
+        operator=operator,
+        beside=Markup(" and ".join(beside)),
         key=Markup(key),
     )
 
@@ -209,13 +241,6 @@ def render_dataset_card(n_rows: int) -> str:
 def fill(name: str, **context: Any) -> str:
     """A template with its values; every string that is no Markup is escaped."""
     return _ENVIRONMENT.get_template(name).render(**context)
-
-
-def _reference(row: DatasetRow, *, own: str = "") -> Markup:
-    """The reference's name, with its repo where that is another one, else with ``own`` before it."""
-    name = code(str(row.reference_variant))
-    told = own + name if row.reference_repo == row.repo_id else f"{name} of {code(str(row.reference_repo))}"
-    return Markup(f"{told} (itself quantized, so figures flatter)" if row.reference_kind == "q8_0" else told)
 
 
 def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
@@ -237,6 +262,7 @@ _Cell = Callable[[DatasetRow], str | None]
 def table(
     rows: Sequence[DatasetRow],
     ranking: Ranking,
+    machines: Machines,
     *,
     endpoint: str,
     n_prompt: int,
@@ -254,13 +280,12 @@ def table(
         ("kld-99.9", "99.9 % KLD", lambda r: None if r.kld_p99_9 is None else significant(_floored(r.kld_p99_9, r))),
         ("same-top", "Same top p", lambda r: None if r.same_top is None else percent(r.same_top)),
         ("ppl-ratio", "PPL ratio", lambda r: _interval(r.ppl_ratio, r.ppl_ratio_stderr, most=4)),
-        ("pp", f"pp{n_prompt} t/s", lambda r: None if r.pp_ts is None else speed(r.pp_ts, r.pp_ts_stddev)),
-        ("tg", f"tg{n_gen} t/s", lambda r: None if r.tg_ts is None else speed(r.tg_ts, r.tg_ts_stddev)),
+        ("pp", f"pp{n_prompt} t/s", lambda r: speed_cell(r, prompt=True)),
+        ("tg", f"tg{n_gen} t/s", lambda r: speed_cell(r, prompt=False)),
         ("memory", "Memory", _memory),
     ]
-    front = pareto(ranking.candidates)
-    on_front = {row.id for (row, c), yes in zip(ranking.ranked, front, strict=True) if yes and not c.is_reference}
-    notes = [_notes(row, row.id in on_front, ranking) for row in rows]
+    front = _front(ranking)
+    notes = [_notes(row, row.id in front, ranking, machines) for row in rows]
     shown = [(title, [cell(row) for row in rows]) for name, title, cell in figures if not only or name in only]
     shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
     columns = [{"title": Markup("Quant"), "align": Markup("---")}]
@@ -276,6 +301,16 @@ def table(
         for at, (row, note) in enumerate(zip(rows, notes, strict=True))
     ]
     return columns, lines
+
+
+def _front(ranking: Ranking) -> set[str]:
+    """The rows that no other file beats; none where that is true of them all, so that it would tell nothing."""
+    quants = [
+        (row.id, yes)
+        for (row, c), yes in zip(ranking.ranked, pareto(ranking.candidates), strict=True)
+        if not c.is_reference
+    ]
+    return {row_id for row_id, yes in quants if yes} if not all(yes for _, yes in quants) else set()
 
 
 def _interval(value: float | None, stderr: float | None, *, most: int = 5) -> str | None:
@@ -301,12 +336,14 @@ def _equals(row: DatasetRow, ranking: Ranking) -> list[Candidate]:
     return [c for _, c in ranking.ranked if not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)]
 
 
-def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
+def _notes(row: DatasetRow, on_front: bool, ranking: Ranking, machines: Machines) -> str:
     notes = []
     if row.is_reference:
         notes.append("reference")
     elif on_front:
         notes.append("◆")
+    if machine := machines.mark(row):
+        notes.append(machine)
     if equals := _equals(row, ranking):
         notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
     if row.id in ranking.apart:
@@ -332,9 +369,9 @@ def _notes(row: DatasetRow, on_front: bool, ranking: Ranking) -> str:
     return " · ".join(notes)
 
 
-def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
+def _legend(rows: Sequence[DatasetRow], ranking: Ranking, machines: Machines) -> str:
     parts = []
-    if any(not c.is_reference for c in ranking.candidates):
+    if _front(ranking):
         parts.append("◆: no other file of this size or smaller has a lower mean KLD.")
     if any(_equals(row, ranking) for row in rows):
         parts.append("≈: its mean KLD can't be told from that of the smaller file named.")
@@ -346,44 +383,14 @@ def _legend(rows: Sequence[DatasetRow], ranking: Ranking) -> str:
     if reference:
         floor = reference.noise_floor
         known = "" if floor is None else f"; measured against itself it has a mean KLD of {_floor(floor)} (noise floor)"
-        parts.append(f"The original here is {_reference(reference)}{known}.")
+        parts.append(f"The original here is {reference_name(reference)}{known}.")
         if reference.reference_kind == "proven":
             parts.append(f"Its sampled weights are those of {code(str(reference.base_model))}.")
-    if any(row.tg_ts is not None for row in rows):
-        parts.append(
-            "Speeds: mean ± standard deviation of the repetitions on the machine named below; compare them only with "
-            "each other."
-        )
+    if told := speed_legend(rows, machines):
+        parts.append(told)
     return " ".join(parts)
 
 
 def _floor(value: float) -> str:
     """A noise floor: its size matters, not its sign, and below a millionth it does not matter at all."""
     return significant(abs(value), 2) if abs(value) >= 1e-6 else "under 0.000001"
-
-
-def _method(first: DatasetRow, rows: Sequence[DatasetRow]) -> list[str]:
-    protocol = json.loads(first.protocol_json)
-    corpus = protocol["corpus"]
-    lines = []
-    if first.n_tokens:
-        lines.append(
-            f"Protocol {code(first.protocol_name)} ({first.protocol_fingerprint[:12]}): {code(corpus['name'])} (sha256 "
-            f"{corpus['sha256'][:12]}) in {first.n_chunks} chunks of {protocol['n_ctx']} tokens, of each the second "
-            f"half scored, as llama-perplexity does: {first.n_tokens:,} tokens."
-        )
-    if first.reference_variant and first.kld_mean is not None:
-        known = f"; its own perplexity is {first.ppl_base:.4f}" if first.ppl_base else ""
-        lines.append(f"The original: {_reference(first)}, sha256 {str(first.reference_key)[:12]}{known}.")
-    for text in sorted({row.environment_json for row in rows if row.environment_json and row.measured_here}):
-        e = json.loads(text)
-        layers = f", {e['n_gpu_layers']} layers on the GPU" if e["gpu"] and e["n_gpu_layers"] >= 0 else ""
-        lines.append(
-            f"Machine: {escape(e['gpu'] or e['cpu'])}, {e['n_threads']} CPU threads{layers}; {escape(e['llama_cpp'])}."
-        )
-    for what, column in (("quality", "quality_imported"), ("speed", "speed_imported")):
-        if named := [(row.label, tool) for row in rows if (tool := getattr(row, column))]:
-            labels = ", ".join(str(escape(label)) for label, _ in named)
-            lines.append(f"Imported, not measured by quantcard: {what} of {labels}, from {escape(named[0][1])}.")
-    lines.append(f"Files as of commit {first.revision[:12]}; a file that changes is measured again.")
-    return lines

@@ -59,12 +59,23 @@ class Section:
         return splice_metadata(new, self.rows, key=self.key, enabled=self.config.metadata, source_url=self.source_url)
 
     def says(self, card: str, *, main: str) -> bool:
-        """Whether a pull's card tells this and is main's card otherwise; wording alone is no reason to commit."""
+        """Whether a pull's card tells this where it is wanted and is main's card otherwise.
+
+        Wording alone is no reason to commit.
+        """
         try:
             found = cards.find(card)
-            return found is not None and found.key == self.key and bare(card) == bare(main)
+            if found is None or found.key != self.key or bare(card) != bare(main):
+                return False
+            return cards.find(main) is not None or _place(card) == _place(self.on(main).card)
         except cards.CardError:
             return False
+
+    @property
+    def beside(self) -> list[str]:
+        """What the pull changes besides the section, as ends of a sentence."""
+        files = [f"adds `{path}` with the same figures" for path in self.files]
+        return files + (["puts `model-index` entries into the front matter"] if self.config.metadata else [])
 
 
 def make_section(
@@ -76,6 +87,12 @@ def make_section(
     )
     body, files = with_data(body, rows, config.data)
     return Section(rows, config, section_key(rows, config), body, files, leaderboard_url or project_url)
+
+
+def _place(card: str) -> int | None:
+    """Where the section begins, whatever else of ours is in the front matter."""
+    found = cards.find(remove_metadata(card))
+    return found.start if found else None
 
 
 def bare(card: str) -> str:

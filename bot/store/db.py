@@ -211,9 +211,12 @@ def m003_the_bot(db: Database) -> None:
       AND json_extract(inspection, '$.bpw') >= 8;
     CREATE TABLE proofs (
       reference_key TEXT NOT NULL, base_model TEXT NOT NULL COLLATE NOCASE, base_sha TEXT, verdict TEXT NOT NULL,
-      detail TEXT NOT NULL, salt TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (reference_key, base_model)
+      detail TEXT NOT NULL, salt TEXT NOT NULL, at REAL NOT NULL, seen TEXT NOT NULL DEFAULT '',
+      owner TEXT NOT NULL DEFAULT '' COLLATE NOCASE, differed_at REAL, next_at REAL NOT NULL DEFAULT 0,
+      tries INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (reference_key, base_model)
     );
     CREATE INDEX proofs_by_base ON proofs(base_model, verdict);
+    CREATE INDEX proofs_due ON proofs(next_at);
     CREATE TABLE templates (sha256 TEXT PRIMARY KEY, text TEXT NOT NULL);
     CREATE TABLE bases (
       id TEXT PRIMARY KEY COLLATE NOCASE, sha TEXT, template_sha256 TEXT, others TEXT NOT NULL DEFAULT '[]',

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from machine_people import CONFIG, CONFIGS, DATA, README, Ground, without_ours
-from machine_world import BOT, BROKEN_MARK, DAY, OWNER_OF, REPOS, key_of
+from machine_world import BOT, BROKEN_MARK, DAY, OWNER_OF, OWNERS, REPOS, key_of
 
 from bot.cycle import CycleReport
 from bot.store import Store
@@ -49,6 +49,9 @@ class Judge:
     _before: dict[str, Before] = field(default_factory=dict)
     #: When a pull was seen first.
     _opened: dict[tuple[str, int], float] = field(default_factory=dict)
+    #: Whether the database was lost, and the owners whose discussions were off then: what was there can't be found.
+    lost: bool = False
+    _unseen: set[str] = field(default_factory=set)
 
     # facts
 
@@ -96,11 +99,15 @@ class Judge:
     def config_says_no(self, repo_id: str) -> bool:
         return self.config(repo_id) in (CONFIGS["no"], CONFIGS["wrong"], CONFIGS["wrong too"])
 
+    def discussions_off(self, repo_id: str) -> bool:
+        return bool(self.ground.repo(repo_id).meta().get("discussionsDisabled"))
+
     # before and after a cycle
 
     def before(self, *, store: Store | None = None) -> None:
         """Note how things stand; with ``store``, what the bot read of ``.quantcard.yml`` counts too."""
         self._before = {}
+        self._note_unseen()
         for repo_id in REPOS:
             no = self.no(repo_id)
             known = store.repos.repo(repo_id) if store else None
@@ -126,8 +133,13 @@ class Judge:
             self._standing(repo_id)
             if repo_id in self._before:
                 self._since(repo_id, self._before[repo_id], now=now, paused=paused, undisturbed=undisturbed)
-        for owner in {owner.name: owner for owner in OWNER_OF.values() if not owner.consented}:
+        self._note_unseen()
+        for owner in {owner.name for owner in OWNERS if not owner.consented} - self._unseen:
             self._introduction(owner)
+
+    def _note_unseen(self) -> None:
+        if self.lost:
+            self._unseen |= {OWNER_OF[repo_id].name for repo_id in REPOS if self.discussions_off(repo_id)}
 
     def _standing(self, repo_id: str) -> None:
         pulls = self.ground.pulls(repo_id)
@@ -270,6 +282,10 @@ class Judge:
             pulls = self.ground.pulls(repo_id)
             up = next((pull for pull in reversed(pulls) if pull["status"] in OPEN), None)
             newest = self._figures(repo_id, store, protocol)
+            if "have not ended" in reason:
+                raise Broken(f"{repo_id} waits for ever: {reason}")
+            if "lets us ask nothing" in reason:
+                continue  # it refused us once, and is asked again after a week
             if blocked := self._blocked(repo_id, up, newest):
                 if up is None and not reason:
                     raise Broken(f"{repo_id} has no pull and no reason is told ({blocked})")
@@ -296,7 +312,7 @@ class Judge:
             return "its .quantcard.yml says no"
         if sum(pull["status"] in OPEN for pull in self.ground.pulls(repo_id)) > 1:
             return "a human opened another one again"
-        if self.ground.repo(repo_id).meta().get("discussionsDisabled"):
+        if self.discussions_off(repo_id):
             return "discussions are off"
         if up is not None and any(commit.author != BOT for commit in self.pushed(repo_id, up)):
             return "a human committed to it"
@@ -327,6 +343,9 @@ class Judge:
         if without_ours(self.ground.read(repo_id, ref) or b"") != without_ours(self.main(repo_id)):
             raise Broken(f"{where} is not on main's card: {reason}")
         wanted = self.config(repo_id)
+        trees = self.ground.tree(repo_id, ref), self.ground.tree(repo_id, pull["baseOid"])
+        if wanted != CONFIGS["file"] and trees[0].get(DATA) != trees[1].get(DATA):
+            raise Broken(f"{where} has a {DATA}, which nobody wants any more: {reason}")
         if wanted != CONFIGS["no data"] and not _same(self._told(repo_id, ref), newest):
             raise Broken(f"{where} tells {self._told(repo_id, ref)}, not {newest}: {reason}")
         if self.ground.conflicts(pull, repo_id) and "can't be merged" not in reason:

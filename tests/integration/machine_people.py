@@ -291,6 +291,8 @@ class People:
                 ground.say(repo_id, num, STRANGER, SAYINGS[deed.what])
             case "hide":
                 comments = [e for e in pull["events"] if e["type"] == "comment" and e["author"] == BOT]
+                if deed.what == "last" and len(comments) < 2:
+                    return False
                 ground.hide(repo_id, num, comments[0 if deed.what == "first" else -1]["id"], me)
             case "rename":
                 with ground.locks.hold(repo.lock):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from machine_judge import Broken, Judge
 from machine_people import Deed, Ground, People, usual
-from machine_world import DAY, HOUR, Measuring, Scope, World, impatient
+from machine_world import HOUR, REPOS, Measuring, Scope, World, impatient, kill_at, kill_in
 
 from bot.cycle import CycleReport
 from bot.store import Store
@@ -71,11 +73,24 @@ class Killed(Run):
 
 
 @dataclass(frozen=True)
+class KilledIn(Run):
+    """A cycle whose process dies where it calls a function."""
+
+    function: str
+
+
+@dataclass(frozen=True)
+class Dry(Run):
+    """A cycle of ``--dry-run``."""
+
+
+@dataclass(frozen=True)
 class Meanwhile(Run):
-    """A cycle in which a person does something right before the ``nth`` request is answered."""
+    """A cycle in which a person does something right before the ``nth`` request that goes ``where`` is answered."""
 
     nth: int
     deed: Deed
+    where: str = "any"
 
 
 class Play:
@@ -101,26 +116,31 @@ class Play:
     def step(
         self, deeds: Sequence[Deed], hours: float, run: Run, *, lost: bool = False, paused: bool = False
     ) -> CycleReport | None:
-        """People act, time passes, a cycle runs, and what it did is judged.
+        """People act, time passes, a cycle runs, and what it did is judged. What is measured anew is another figure.
 
         Args:
             lost: the database is lost first.
             paused: writing is paused during the cycle.
         """
         world = self.world
+        self.measuring.series += 1
         for deed in deeds:
             self.people.do(deed)
         world.pass_time(hours * HOUR)
         if lost:
             world.lose_database()
+            self.judge.lost = True
         with Store(world.db) as store:
             if paused:
                 pause(store, reason="a look", now=world.clock.now())
             self.judge.before(store=store)
+        world.faults.requests.clear()
         report = self._run(run)
-        self.judge.after(
-            report, now=world.clock.now(), paused=paused, undisturbed=type(run) is Run and report is not None
-        )
+        quiet = "writing is paused" if paused else "it is a dry run" if isinstance(run, Dry) else None
+        if quiet and (written := self.written()):
+            raise Broken(f"{written} though {quiet}")
+        undisturbed = type(run) is Run and report is not None
+        self.judge.after(report, now=world.clock.now(), paused=quiet is not None, undisturbed=undisturbed)
         if paused:
             with Store(world.db) as store:
                 resume(store)
@@ -130,7 +150,10 @@ class Play:
         world = self.world
         match run:
             case Killed():
-                world.die(run.line, run.scope, interrupt=run.interrupt)
+                world.die(partial(kill_at, run.line, run.scope, interrupt=run.interrupt))
+                return None
+            case KilledIn():
+                assert world.die(partial(kill_in, run.function)), f"{run.function} was not called"
                 return None
             case Faulty():
                 world.faults.plan(_plan(run))
@@ -139,7 +162,7 @@ class Play:
         slow = isinstance(run, Faulty) and run.kind == "slow"
         try:
             with impatient(0.25) if slow else nullcontext():
-                return world.cycle()
+                return world.cycle(dry_run=isinstance(run, Dry))
         except QuantcardError:
             return None
         finally:
@@ -148,39 +171,43 @@ class Play:
                 time.sleep(0.6)  # until what was asked for has been done
 
     def _meanwhile(self, run: Meanwhile) -> Plan:
-        left = [run.nth]
+        nth = _nth(run.where)
 
-        def decide(_method: str, _path: str) -> None:
-            left[0] -= 1
-            if left[0] == -1:
+        def decide(method: str, path: str) -> None:
+            if nth(method, path) == run.nth:
                 self.people.do(run.deed)
 
         return decide
+
+    def written(self) -> list[str]:
+        """The requests of the last cycle that write, but for those to repos whose discussions are off."""
+        asked = [f"{request.method} {request.path}" for request in self.world.faults.requests.all()]
+        refused = [repo_id for repo_id in REPOS if self.judge.discussions_off(repo_id)]
+        return [one for one in asked if _WRITES.search(one) and not any(repo_id in one for repo_id in refused)]
 
     def rest(self, *, cycles: int = 3) -> None:
         """Nothing happens any more: after some quiet cycles all is as it should be, and one more writes nothing."""
         world = self.world
         for _ in range(cycles):
-            world.pass_time(2 * DAY)
-            self.step([], 0, Run())
-        world.pass_time(2 * DAY)
-        world.faults.requests.clear()
-        report = self.step([], 0, Run())
+            self.step([], 25, Run())
+        report = self.step([], 25, Run())
         assert report is not None
-        written = [f"{r.method} {r.path}" for r in world.faults.requests.all()]
-        if written := [one for one in written if _WRITES.search(one)]:
+        if written := self.written():
             raise Broken(f"still writing: {written}, {[(o.repo_id, o.decision) for o in report.outcomes]}")
         with Store(world.db) as store:
             self.judge.at_rest(store, world.settings().protocol_in_force().fingerprint)
 
 
 def _plan(run: Faulty) -> Plan:
-    pattern, seen = re.compile(PLACES[run.where]), [0]
+    nth = _nth(run.where)
 
     def decide(method: str, path: str) -> Fault | None:
-        if not pattern.search(f"{method} {path}"):
-            return None
-        seen[0] += 1
-        return FAULTS[run.kind] if run.nth < seen[0] <= run.nth + run.times else None
+        return FAULTS[run.kind] if 0 <= nth(method, path) - run.nth < run.times else None
 
     return decide
+
+
+def _nth(where: str) -> Callable[[str, str], int]:
+    """Counts the requests that go there, from 0; a large negative number for others."""
+    pattern, seen = re.compile(PLACES[where]), itertools.count()
+    return lambda method, path: next(seen) if pattern.search(f"{method} {path}") else -(10**9)

@@ -100,6 +100,7 @@ def transcript(world: World, capfd: pytest.CaptureFixture[str], told: list[Datas
     whole = f"$ stderr\n{shown.err}\n{outcome.decision.reason}\n$ stdout\n{shown.out}"
     whole = whole.replace(world.server.url, "https://hub")
     whole = re.sub(r"parent_commit='[0-9a-f]{40}'", "parent_commit='COMMIT'", whole)
+    whole = re.sub(r"comment_id='\w+'", "comment_id='ID'", whole)
     return re.sub(r"(\s+[\w.]+): [\d,]+ bytes", r"\1: N bytes", whole)
 
 

@@ -184,7 +184,7 @@ def test_a_dispute_stands_beside_the_figures_until_it_is_closed(world: World) ->
 
 
 def test_what_is_not_understood_gets_one_list_of_words(world: World) -> None:
-    say(world, "/quantcard please\n/quantcard stop it\n/quantcard dispute")
+    say(world, "/quantcard please\n/quantcard go on\n/quantcard dispute")
     for _ in range(2):
         assert did(visit(world)) == "nothing"
     [answer] = answers(world)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bot.hub.client import Hub
-from bot.intake.proof import MAX_REQUESTS, RECHECK_S, prove_references
+from bot.intake.proof import LIMITS, RECHECK_S, prove_references
 from bot.intake.references import Choice
 from bot.intake.view import view
 from bot.intake.watch import poll
@@ -94,7 +94,7 @@ def test_a_strangers_file_that_equals_the_base_models_weights_serves_everybody(w
     before = world.requests()
     [proof] = prove_references(world.store, world.hub, now=world.now, limit=5)
     assert (proof.verdict, proof.base_model) == ("proven", BASE), proof.detail
-    assert 0 < world.requests() - before <= MAX_REQUESTS
+    assert 0 < world.requests() - before <= LIMITS.requests
     found = world.choice()
     assert found.kind == "proven" and found.reference and found.reference.repo_id == STRANGER
     assert world.choice(STRANGER).kind == "own"
@@ -118,7 +118,7 @@ def test_a_model_in_many_files_takes_no_more_requests(world: World) -> None:
     before = world.requests()
     [proof] = prove_references(world.store, world.hub, now=world.now, limit=5)
     assert proof.verdict == "proven", proof.detail
-    assert world.requests() - before <= MAX_REQUESTS
+    assert world.requests() - before <= LIMITS.requests
     assert world.choice().kind == "proven"
 
 

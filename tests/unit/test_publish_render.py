@@ -61,6 +61,11 @@ CASES: dict[str, list[DatasetRow]] = {
         row("Q5_K_M", kld_mean=0.0101, kld_stderr=0.0005, same_top=0.945),
         row("Q4_K_M", kld_mean=0.0098, kld_stderr=0.0005, same_top=0.944, size_bytes=3_100_000),
     ],
+    "beaten": [
+        row("Q8_0"),
+        row("Q5_K_M", size_bytes=2_600_000, kld_mean=0.0099, same_top=0.946),
+        row("Q4_K_M"),
+    ],
     "all-far-and-tied": [
         row("Q3_K_M", kld_mean=0.091, kld_stderr=0.004, same_top=0.84),
         row("Q2_K", kld_mean=0.094, kld_stderr=0.004, same_top=0.83),
@@ -77,6 +82,7 @@ CASES: dict[str, list[DatasetRow]] = {
         ),
     ],
     "two-machines": [row("Q8_0"), row("Q6_K"), row("Q4_K_M", environment=GPU)],
+    "disputed": [row("Q8_0", disputed=f"{HOSTILE[:90]} {'My figures differ. ' * 30}The end.")],
     "imported": [
         row("F16"),
         row("Q8_0"),

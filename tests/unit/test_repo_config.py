@@ -86,8 +86,32 @@ def test_what_is_wrong_is_said(text: str, says: list[str]) -> None:
     assert RepoConfig.from_json(found.as_json()) == found
 
 
-def test_not_utf8() -> None:
-    assert "not valid YAML" in (parse_config(b"\xff\xfe").problem or "")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xfe",
+        b'enabled: "\\UFFFFFFFF"',
+        b'"\\UFFFFFFFF": 1',
+        b'columns: ["\\UFFFFFFFF"]',
+        b'enabled: "\\U00110000"',
+        b"enabled: !<%ff> x",
+        b"%YAML 99999999999999999999.1\n---\nenabled: true",
+    ],
+)
+def test_bytes_that_no_yaml_reader_takes(data: bytes) -> None:
+    found = parse_config(data)
+    assert "not valid YAML" in (found.problem or "") and not found.enabled
+
+
+@pytest.mark.parametrize("kind", [OverflowError, RecursionError, MemoryError, AssertionError])
+def test_whatever_the_reader_raises_is_a_problem_of_the_file(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise kind("boo")
+
+    monkeypatch.setattr(yaml, "load", broken)
+    assert "not valid YAML" in (parse_config(b"enabled: true").problem or "")
 
 
 def test_every_key_says_what_it_takes() -> None:
@@ -133,8 +157,24 @@ def test_no_file_takes_long(data: bytes) -> None:
     assert time.perf_counter() - began < 2
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.binary(max_size=200) | st.text(alphabet="abc:-[]{}#&*!|>'\"%@` \n\t<?,.0e_", max_size=80).map(str.encode))
+#: Text as YAML has it, with escapes that are cut short, too large or no characters.
+YAML_PARTS = [
+    "enabled", "columns", "position", "after", "true", "kld", ": ", ":", "\n", "  ", "\t", "- ", "[", "]", "{", "}",
+    ",", '"', "'",
+    "\\U", "\\u", "\\x", "FFFFFFFF", "0010FFFF", "d800", "\\", "|", ">", "9999999999", "&a ", "*a", "!!bool ",
+    "!<%ff> ", "<<", "? ", "---\n", "...\n", "%YAML 1.", "%TAG ! x\n",
+    "#", "\ufeff", "\x85", "\u2028", "\r", "=", "~", "1:2",
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    st.binary(max_size=200)
+    | st.text(alphabet="abc:-[]{}#&*!|>'\"%@` \n\t<?,.0e_\\", max_size=80).map(str.encode)
+    | st.lists(st.sampled_from(YAML_PARTS), max_size=16).map("".join).map(str.encode)
+    | st.text(max_size=20).map(lambda text: f'enabled: "\\U{text}"'.encode("utf-8", "surrogatepass"))
+    | st.from_regex(r'\A(enabled|position): "(\\[xuU][0-9A-Fa-f]{0,9}|\\.|[ -~])*"\Z').map(str.encode)
+)
 def test_any_bytes_are_wishes_or_a_problem(data: bytes) -> None:
     found = parse_config(data)
     assert (found.problem is None) or not found.enabled
