@@ -80,6 +80,10 @@ class Draw:
         self._n += 1
         return int.from_bytes(hashlib.sha256(self._seed + self._n.to_bytes(8, "little")).digest(), "little") % n
 
+    def start(self, total: int, n: int) -> int:
+        """Where ``n`` of ``total`` values begin, so that the outermost ones are taken as often as all others."""
+        return min(max(self.below(total + n - 1) - n + 1, 0), total - n)
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -198,11 +202,11 @@ def span_of(
             return f"a row of {tensor.name} would be too large"
         half = inner[0] // heads // 2
         n = min(half, max(1, PIECE // 2 // wide))
-        head, first = draw.below(heads), draw.below(half - n + 1)
+        head, first = draw.below(heads), draw.start(half, n)
         ours, theirs = head * 2 * half + 2 * first, (head * 2 + phase) * half + first
     else:
         n = min(total, PIECE // FLOATS[tensor.type_name])
-        ours = theirs = draw.below(total - n + 1)
+        ours = theirs = draw.start(total, n)
     ours += (expert or 0) * total // row
     wide, narrow = row * FLOATS[tensor.type_name], row * FLOATS[base.dtype]
     return Span(

@@ -100,11 +100,6 @@ def _stem(variant: Variant) -> str:
     return name.removesuffix(variant.label.lower()).rstrip("-._")
 
 
-def choose(variant: Variant, *, own: Sequence[Variant], shared: Sequence[Shared], base: Base) -> Choice:
-    """The reference of ``variant``: see :class:`Offers`."""
-    return Offers(own=own, shared=shared, base=base).choice(variant)
-
-
 class Offers:
     """What there is for the variants of one repo, put in order once: a repo may have ten thousand of them.
 

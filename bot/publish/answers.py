@@ -162,7 +162,7 @@ class _Listener:
         commands = [(Command(cast(Word, row.word), row.text), row.asked_at) for row in known]
         pending: list[Command] = []
         if not known:
-            commands = [(command, said if command == _STOP else comment.at) for command in now_there]
+            commands = [(command, said if _STOP in now_there else comment.at) for command in now_there]
             if (answered is None and not quiet) or (late and _STOP in now_there):
                 pending = now_there
         elif edited is not None and _STOP in now_there and _STOP not in (command for command, _ in commands):
@@ -209,7 +209,7 @@ class _Listener:
             self._store.answers.overrule(one.comment.id, overruled=one.overruled)
 
     def _save(self, one: _Said, commands: Sequence[Command], *, answer: str, said: bool) -> None:
-        at = next((at for command, at in one.commands if command == commands[-1]), one.comment.at)
+        at = next(at for command, at in reversed(one.commands) if command in commands)
         self._store.answers.add(
             one.comment.id,
             [(command.word, command.text) for command in commands],

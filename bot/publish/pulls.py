@@ -14,7 +14,7 @@ from bot.publish.card_text import card_text, text_of
 from bot.publish.changes import changes, only_speeds_differ
 from bot.publish.data_beside import anothers_file, figures_beside
 from bot.publish.data_block import FILE, DataBlock, data_of, decode, encode
-from bot.publish.found import Found, known_pulls, our_accounts, sweep_owner
+from bot.publish.found import Found, known_pulls, note_opening, our_accounts, sweep_owner
 from bot.publish.lease import LeaseLostError
 from bot.publish.listening import listen, may_open
 from bot.publish.manners import DAY, OPEN, REPLACED, Decision, Standing, decide, held_back, not_replaced_yet
@@ -24,7 +24,7 @@ from bot.publish.render import render_pull_body
 from bot.publish.rows import figures_key
 from bot.publish.section import CARD, Section, make_section, rows_for, section_key
 from bot.publish.wishes import refusal, wishes_of
-from bot.publish.withdrawn import forbids, withdraw
+from bot.publish.withdrawn import says_no, withdraw
 from bot.publish.writes import WritesLimitedError, held, write
 from bot.settings import Settings
 from bot.store import Store
@@ -173,17 +173,16 @@ class _Visit:
                 remarks.told_problem(digest, now=self._now)
 
     def _withdraw(self, found: Sequence[Found], no: Decision) -> Decision | None:
-        """Close our pull where the ``.quantcard.yml`` forbids it since; None where there is none to be closed so."""
-        if self._repo.stopped is not None or self._repo.state not in ("live", "gated"):
+        """Close our open pull where the ``.quantcard.yml`` says no; None where there is none to be closed so."""
+        if self._repo.stopped is not None or self._repo.state not in ("live", "gated") or not says_no(self._config):
             return None
-        newest = self._newest.num if self._newest else None
+        newest, us = self._newest.num if self._newest else None, our_accounts(self._store, self._hub)
         whole, view = next(((one.whole, one.view) for one in found if one.view.num == newest), (None, None))
-        if not whole or not view or not forbids(self._config, any_wanted=bool(self._rows or not self._all)):
+        if not whole or not view:
             return None
-        us = our_accounts(self._store, self._hub)
-        if not withdraw(self._store, self._hub, self._repo.id, self._config, whole, view, us=us, now=self._now):
+        if not withdraw(self._store, self._hub, self._repo.id, whole, view, us=us, now=self._now):
             return None
-        self._save(whole.num, key=view.key, status=REPLACED, url=whole.url)
+        self._save(whole.num, key=view.key, status="closed", url=whole.url)
         self._newest = replace(whole, status="closed")
         return Decision("nothing", f"{no.reason} Pull {whole.num} was closed for that.", whole.num)
 
@@ -256,6 +255,9 @@ class _Visit:
 
     def _open(self, decision: Decision, files: dict[str, bytes], *, main: str, parent: str | None) -> Outcome:
         left = figures_beside(self._hub, self._repo.id, main, revision=parent or "main")
+        if not self._hub.dry_run:
+            # Its answer may be lost; then the owner's other repos must not get a first one too.
+            note_opening(self._store, self._repo.id, ended=False)
         done = self._commit(
             lambda: self._hub.open_pull(
                 self._repo.id,
@@ -270,6 +272,8 @@ class _Visit:
             self._has_pull = True
             self._newest = HubPull(done.num, texts.pull_title(), "open", done.url or "")
             self._save(done.num, key=self._key, status="open", url=done.url)
+        if not self._hub.dry_run:
+            note_opening(self._store, self._repo.id, ended=True)
         return self.outcome(replace(decision, num=done.num), done.url)
 
     def _unchanged(self, found: Sequence[Found]) -> Decision | None:

@@ -32,6 +32,7 @@ from huggingface_hub.utils import _http, httpx
 
 import bot
 from bot.clock import FakeClock
+from bot.commands import common
 from bot.commands.common import open_hub
 from bot.cycle import Cycle, CycleReport
 from bot.hub import base, session
@@ -173,13 +174,14 @@ def _speed(rate: float, name: str) -> SpeedResult:
 
 @contextmanager
 def quick(measuring: Measuring) -> Iterator[pytest.MonkeyPatch]:
-    """Measuring as above, and nothing waits: no pause between tries, no fsync of the hub's."""
+    """Measuring as above; nothing waits (no pause between tries, no fsync of the hub's), and dry runs are silent."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "run_job", measuring)
         at_once = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic, time=time.time)
         patch.setattr(base, "time", at_once)
         patch.setattr(_http, "time", at_once)
         patch.setattr(disk._Durability, "on", False)
+        patch.setattr(common, "say", lambda *_: None)
         yield patch
 
 

@@ -3,80 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bot.hub.client import Hub
 from bot.intake.proof import LIMITS, RECHECK_S, prove_references
-from bot.intake.references import Choice
 from bot.intake.view import view
 from bot.intake.watch import poll
 from bot.queue.plan import plan
-from bot.store import Store
-from bot.store.proofs import Proof
 from core.errors import HubUnreachableError
 from core.gguf_header import read_file_header
 from core.protocol import WIKITEXT2_TEST, Protocol
 from localhub import seed
-from localhub.faults import Faults
-from localhub.server import HubServer
 from tests.checkpoints import Checkpoint, safetensors
-
-BASE, STRANGER, UPLOADER = "org/base", "stranger/m-GGUF", "up/m-GGUF"
-CARD = f"---\nbase_model: {BASE}\n---\n# M\n".encode()
-
-
-class World:
-    """A hub with a base model, a stranger's unquantized GGUF of it and somebody else's quant; a bot that looks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.root, self.now = folder, folder / "hub", time.time()
-        self.faults = Faults()
-        seed.create_user(self.root, "bot", token="hf_bot")
-        self.server = HubServer(self.root, faults=self.faults)
-        self.store = Store(folder / "bot.db")
-        for owner in ("stranger", "up"):
-            self.store.repos.follow(owner, consented=False, now=self.now)
-
-    def __enter__(self) -> World:
-        self.server.start()
-        self.hub = Hub(endpoint=self.server.url, token="hf_bot")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.stop()
-        self.store.close()
-
-    def upload(self, repo: str, files: dict[str, Any]) -> None:
-        seed.upload_files(self.root, repo, files)
-
-    def gguf(self, checkpoint: Checkpoint, kind: str = "BF16", *, name: str = "", **more: Any) -> Path:
-        path = self.folder / f"m{name}-{kind}.gguf"
-        path.unlink(missing_ok=True)
-        return checkpoint.gguf(path, kind, **more)
-
-    def publish(self, checkpoint: Checkpoint, reference: Path, **base: Any) -> None:
-        """The base model, the stranger's file and the quant that needs a reference."""
-        self.upload(BASE, checkpoint.files(**base))
-        self.upload(STRANGER, {reference.name: reference, "README.md": CARD})
-        self.upload(UPLOADER, {"m-Q4_0.gguf": self.gguf(checkpoint, "Q4_0"), "README.md": CARD})
-
-    def prove(self, *, limit: int = 5, after: float = 0.0) -> list[Proof]:
-        self.now += after
-        report = poll(self.store, self.hub, now=self.now)
-        assert not report.errors, report.errors
-        return prove_references(self.store, self.hub, now=self.now, limit=limit)
-
-    def choice(self, repo: str = UPLOADER) -> Choice:
-        [(_, found), *_] = view(self.store, trusted=()).of(repo)
-        return found
-
-    def requests(self) -> int:
-        return sum(self.hub.budget.requests.values())
+from tests.integration.proof_world import BASE, CARD, STRANGER, UPLOADER, World
 
 
 @pytest.fixture
@@ -220,27 +162,42 @@ def test_a_proof_stands_until_the_base_model_changes(world: World) -> None:
     world.publish(checkpoint, world.gguf(checkpoint))
     [first] = world.prove()
     assert world.prove() == []
+    world.upload(BASE, {"README.md": b"# Another word\n"})
+    assert world.prove(after=RECHECK_S + 1) == [], "the same weights in another commit"
+    kept = world.store.proofs.proof(first.reference_key, BASE)
+    assert kept and kept.verdict == "proven" and kept.base_sha != first.base_sha and kept.salt == first.salt
+    world.upload(BASE, Checkpoint(seed=5).files())
+    [again] = world.prove(after=RECHECK_S + 1)
+    assert again.verdict == "differs" and again.base_sha not in (first.base_sha, kept.base_sha)
+    assert world.choice().reference is None
+
+
+def test_a_verdict_that_is_no_proof_takes_one_request_a_week(world: World) -> None:
+    checkpoint = Checkpoint()
+    world.publish(checkpoint, world.gguf(checkpoint, change=scaled("output.weight")))
+    [proof] = world.prove()
     world.now += RECHECK_S + 1
     before = world.requests()
     assert prove_references(world.store, world.hub, now=world.now, limit=5) == []
-    assert world.requests() - before == 1, "a week later its commit is asked for, and nothing else"
-    kept = world.store.proofs.proof(first.reference_key, BASE)
-    assert kept and kept.at == world.now and kept.salt == first.salt
-    world.upload(BASE, Checkpoint(seed=5).files())
-    [again] = world.prove(after=RECHECK_S + 1)
-    assert again.verdict == "differs" and again.base_sha != first.base_sha
-    assert world.choice().reference is None
+    assert world.requests() - before == 1, "its base model's commit is asked for, and nothing else"
+    kept = world.store.proofs.proof(proof.reference_key, BASE)
+    assert kept and (kept.verdict, kept.at, kept.differed_at) == ("differs", world.now, proof.at)
 
 
 def test_a_hub_that_is_away_leaves_no_verdict(world: World) -> None:
     checkpoint = Checkpoint()
     world.publish(checkpoint, world.gguf(checkpoint))
+    for n in range(2):
+        other, card = Checkpoint(seed=7 + n), f"---\nbase_model: org/base{n}\n---\n".encode()
+        world.upload(f"stranger/b{n}-GGUF", {"b-BF16.gguf": world.gguf(other, name=str(n)), "README.md": card})
+        world.upload(f"up/b{n}-GGUF", {"b-Q4_0.gguf": world.gguf(other, "Q4_0", name=str(n)), "README.md": card})
     poll(world.store, world.hub, now=world.now)
     world.server.stop()
     with pytest.raises(HubUnreachableError):
         prove_references(world.store, world.hub, now=world.now, limit=5)
     reference = view(world.store, trusted=()).of(STRANGER)[0][0]
-    assert world.store.proofs.proof(reference.key, BASE) is None
+    noted = world.store.proofs.proof(reference.key, BASE)
+    assert noted and noted.verdict == "unasked" and noted.next_at > world.now
 
 
 def test_nothing_is_proven_that_helps_nobody(world: World) -> None:
@@ -283,6 +240,11 @@ def test_the_teams_real_model_against_a_checkpoint_of_its_own_weights(world: Wor
         tensors[f"{name}.weight"] = values
     config = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": heads["attn_q"]}
     config |= {"num_key_value_heads": heads["attn_k"], "num_hidden_layers": header.kv["llama.block_count"]}
+    said = {
+        "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "vocab_size": "vocab_size",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon", "max_position_embeddings": "context_length",
+    }  # fmt: skip
+    config |= {name: header.kv.get(f"llama.{key}") for name, key in said.items()}
     world.upload(
         BASE, {"config.json": json.dumps(config).encode(), "model.safetensors": safetensors(tensors, dtype="F32")}
     )

@@ -25,6 +25,7 @@ from core.errors import (
     HubAuthError,
     HubConflictError,
     HubError,
+    HubGatedError,
     HubNotFoundError,
     HubRateLimitError,
     HubUnreachableError,
@@ -123,7 +124,7 @@ def hidden(error: Exception) -> LocalEntryNotFoundError:
     [
         (answered(401), HubAuthError),
         (answered(403), HubAuthError),
-        (answered(403, GatedRepoError), HubAuthError),
+        (answered(403, GatedRepoError), HubGatedError),
         (answered(404, RepositoryNotFoundError), HubNotFoundError),
         (answered(404), HubNotFoundError),
         (EntryNotFoundError("x"), HubNotFoundError),

@@ -243,7 +243,8 @@ def test_newlines_of_the_body_become_the_cards() -> None:
 
 @pytest.mark.parametrize("text", ["# T\n" + "a line of text as they are\n" * 38_000, "> " * 500_000, "- a\n" * 50_000])
 def test_a_large_card_takes_no_time(text: str) -> None:
-    began = time.perf_counter()
+    # Of the processor's time, so that a busy machine does not matter: what is not linear takes minutes here.
+    began = time.process_time()
     new = card.splice(text, BODY, key="abc")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 5
     assert card.remove(new) == text

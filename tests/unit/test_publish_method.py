@@ -66,22 +66,23 @@ def test_one_machine_has_no_letter_and_an_imported_speed_none_at_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "spread"),
+    ("changes", "said"),
     [
-        ({}, True),
-        ({"speed_json": speed_of(CPU, repetitions=1)}, False),
-        ({"speed_json": speed_of(CPU, repetitions=2)}, True),
-        ({"protocol_json": canonical_json(PROTOCOL.model_copy(update={"repetitions": 1}).model_dump())}, False),
-        ({"pp_ts_stddev": None, "tg_ts_stddev": None}, False),
+        ({}, "mean ± standard deviation of the repetitions"),
+        ({"speed_json": speed_of(CPU, repetitions=1)}, "one repetition each"),
+        ({"speed_json": speed_of(CPU, repetitions=2)}, "mean ± standard deviation of the repetitions"),
+        (
+            {"protocol_json": canonical_json(PROTOCOL.model_copy(update={"repetitions": 1}).model_dump())},
+            "one repetition",
+        ),
+        ({"pp_ts_stddev": None, "tg_ts_stddev": None}, "mean of the repetitions"),
     ],
 )
-def test_one_repetition_has_no_spread(changes: dict[str, Any], spread: bool) -> None:
+def test_one_repetition_has_no_spread(changes: dict[str, Any], said: str) -> None:
     one = row("Q8_0", **changes)
     for prompt in (True, False):
-        assert ("±" in (speed_cell(one, prompt=prompt) or "")) is spread
-    assert ("standard deviation" in section([one])) is spread and (
-        "one repetition each" in section([one])
-    ) is not spread
+        assert ("±" in (speed_cell(one, prompt=prompt) or "")) is ("±" in said)
+    assert f"Speeds: {said}" in section([one])
 
 
 @pytest.mark.parametrize(
@@ -113,18 +114,17 @@ def test_the_mark_of_the_unbeaten_is_left_out_where_it_tells_nothing() -> None:
 
 
 def test_a_dispute_is_told_to_its_500th_character() -> None:
-    words = "No. " + "x" * 490 + " end. And more."
-    text = section([row("Q8_0", disputed=words[:500])])
-    assert f"> **Disputed by this repo's owner:** “{words[:500]}”\n" in text and "measured again." in text
+    words = "No. " + "x" * 491 + " end."
+    text = section([row("Q8_0", disputed=words)])
+    assert len(words) == 500 and f"> **Disputed by this repo's owner:** “{words}”\n" in text
     assert "The figures are measured again" not in text
-    assert f"{'x' * 490} end…”\n" in section([row("Q8_0", disputed=words)])
+    assert f"{words[:-1]}…”\n" in section([row("Q8_0", disputed=f"{words} And more.")])
 
 
 def test_a_pull_says_who_runs_the_bot() -> None:
     assert "written by a bot, quantcard. It" in render_pull_body([row("Q8_0")], key="k", **LINKS)
-    told = render_pull_body(
-        [row("Q8_0")], key="k", operator="[me](x) @you <b>", project_url="https://p.example", **LINKS
-    )
+    names = {"operator": "[me](x) @you <b>", "project_url": "https://p.example"}
+    told = render_pull_body([row("Q8_0")], key="k", **names, **LINKS)
     assert r"a bot, [quantcard](https://p.example), run by \[me\](x) &#64;you &lt;b&gt;. It" in told
 
 
@@ -165,7 +165,7 @@ KNOWN = ("wiki512", "wiki2048", "demo", "my-own")
         ("enabled: false\nprotocols: [wiki-512]", None),
         (
             "protocols: [wiki-512]",
-            "'protocols' has no 'wiki-512' (did you mean 'wiki512'?); there are wiki512, wiki2048,",
+            "'protocols' has no 'wiki-512' (did you mean 'wiki512'?); there are wiki512, wiki20",
         ),
         ("protocols: [wiki512, zzz]", "'protocols' has no 'zzz'; there are wiki512, wiki2048, demo, my-own."),
     ],

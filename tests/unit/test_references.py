@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bot.intake.base_models import Base, base_of, is_derivative
-from bot.intake.references import Choice, Shared, choose
+from bot.intake.references import Choice, Offers, Shared
 from bot.intake.view import View, view
 from bot.publish.rows import current_rows, settled
 from bot.publish.states import state_of
@@ -43,6 +43,10 @@ def variant(name: str, repo: str = "up/m", *, kind: str = "Q4_K", number: int = 
     files = (RepoFile(name, 1, key),)
     found = inspection(kind, **changed)
     return Variant(number, repo, name, key, label_of(name), files, 1, "rev", found, None, "current")
+
+
+def choose(target: Variant, *, own: list[Variant], shared: list[Shared], base: Base) -> Choice:
+    return Offers(own=own, shared=shared, base=base).choice(target)
 
 
 def own(target: Variant, *others: Variant, base: Base = ORG) -> Choice:
@@ -94,6 +98,25 @@ def test_what_has_no_architecture_is_nobodys_model() -> None:
 def test_a_reference_with_missing_shards_is_none() -> None:
     half = replace(variant("m-F16.gguf", kind="F16", number=2), note="1 of 2 shards are there.")
     assert own(variant("m-Q4_K_M.gguf"), half).reference is None
+
+
+def test_of_many_variants_few_are_considered_and_the_right_ones_are_found() -> None:
+    many = [variant(f"m{n:04}-BF16.gguf", kind="BF16", number=n + 2) for n in range(600)]
+    alike = variant("zz-F16.gguf", kind="F16", number=900)
+    other = [variant(f"o{n:04}-BF16.gguf", kind="BF16", number=n + 1000, n_vocab=7) for n in range(50)]
+    eight = [variant(f"q{n:04}-Q8_0.gguf", kind="Q8_0", number=n + 2000, architecture="qwen2") for n in range(200)]
+    shared = [Shared(variant("m-F16.gguf", f"a{n}/x", kind="F16", number=3000 + n), "proven") for n in range(200)]
+    offers = Offers(own=[*many, alike, *other, *eight], shared=shared, base=ORG)
+    target = variant("zz-Q4_K_M.gguf", number=1)
+    assert offers.choice(target).reference == alike, "the one whose name is like its own"
+    assert offers.choice(variant("else-Q4_K_M.gguf", number=1)).reference == many[0]
+    assert (
+        offers.choice(replace(target, name="o0049-Q4_K_M.gguf", inspection=inspection(n_vocab=7))).reference
+        == other[-1]
+    )
+    assert offers.choice(eight[-1]).kind == "q8_0"
+    for one in (target, *eight, *other, *many):
+        assert len(offers._unquantized.of(one)) + len(offers._q8_0.of(one)) <= 6 * 32
 
 
 # A Q8_0, as a last resort

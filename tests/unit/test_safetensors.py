@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,10 @@ from hypothesis import strategies as st
 from core.safetensors import (
     FIRST_RANGE,
     MAX_HEADER,
+    MAX_INDEX,
+    MAX_INDEXED,
+    MAX_NAME,
+    MAX_TENSORS,
     SafeTensor,
     SafetensorsError,
     parse_header,
@@ -113,3 +119,45 @@ def test_an_index() -> None:
 def test_an_index_that_leads_elsewhere_is_refused(data: bytes) -> None:
     with pytest.raises(SafetensorsError):
         parse_index(data, name="index")
+
+
+def peak(read_it: Any) -> int:
+    """Bytes that reading takes at most, beside what was there before."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(SafetensorsError):
+            read_it()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("item", ["1.5", '""', "[]", "{}", '"\\u0101x"', "[[[1]]]", '{"a":1}', "9" * 30])
+def test_a_hostile_header_takes_little_memory_however_it_is_filled(item: str) -> None:
+    body = '{"a":[' + ",".join([item] * ((MAX_HEADER - 10) // (len(item) + 1))) + "]}"
+    data = raw(body.encode(), b"")
+    assert len(data) > MAX_HEADER - 100
+    assert peak(lambda: parse_header(data, size=1 << 40, name="m")) < 64 << 20
+
+
+def test_the_largest_header_and_index_that_are_read_take_little_memory() -> None:
+    one = {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}
+    tensors = {f"model.layers.{i}.mlp.experts.{i}.x": one for i in range(MAX_TENSORS)}
+    data = raw(json.dumps(tensors, separators=(",", ":")).encode(), bytes(4))
+    assert len(parse_header(data, size=len(data), name="m")) == MAX_TENSORS
+    assert peak(lambda: parse_header(data, size=len(data), name="m")) < 64 << 20
+    index = {f"model.layers.{i}.mlp.experts.{i}.x": f"m{i}.safetensors" for i in range(MAX_INDEXED - 1)}
+    text = json.dumps({"weight_map": index}, separators=(",", ":")).encode()
+    assert len(parse_index(text, name="i")) == MAX_INDEXED - 1
+    assert peak(lambda: parse_index(text, name="i")) < 64 << 20
+
+
+def test_what_is_larger_than_any_model_is_refused() -> None:
+    entries = ",".join(f'"{i:x}":1' for i in range(MAX_INDEXED * 2)).encode()
+    for text in (b'{"weight_map":{' + entries + b"}}", b'{"weight_map":{}}' + b" " * MAX_INDEX):
+        with pytest.raises(SafetensorsError):
+            parse_index(text, name="i")
+        assert peak(lambda text=text: parse_index(text, name="i")) < 1 << 20
+    for text in (raw({"x" * (MAX_NAME + 1): entry()["x"]}), json.dumps({"weight_map": {"x" * 600: "a.safetensors"}})):
+        with pytest.raises(SafetensorsError):
+            read(text) if isinstance(text, bytes) else parse_index(text.encode(), name="i")
