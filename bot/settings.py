@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     proofs_per_cycle: int = Field(
         default=2,
         ge=0,
-        description="strangers' references proven against a base model's weights in a cycle, 64 requests each",
+        description="turns at proving strangers' references in a cycle, up to 160 requests and 32 MiB each",
     )
     publish: bool = Field(default=True, description="the kill switch: false stops all writing to the Hub")
     dry_run: bool = Field(default=False, description="read and measure, but only say what would be written")

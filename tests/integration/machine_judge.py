@@ -20,8 +20,10 @@ from localhub.names import MAIN
 
 OPEN = ("open", "draft")
 _COMMAND = re.compile(r"^/quantcard (\S+)", re.M)
-_MARKER = re.compile(r"<!-- quantcard:(answer to|changed at|config digest|settled dispute|replaced)=?([\w-]*) -->")
-_REPLACED = "<!-- quantcard:replaced -->"
+_MARKER = re.compile(
+    r"<!-- quantcard:(answer to|changed at|config digest|settled dispute|replaced|withdrawn)=?([\w-]*) -->"
+)
+_REPLACED, _WITHDRAWN = "<!-- quantcard:replaced -->", "<!-- quantcard:withdrawn -->"
 #: Seconds by which the clock of a process that was killed may have been ahead.
 _AHEAD = 600.0
 _DATA = re.compile(rb"<!-- quantcard:data v=1 (\{.*\}) -->")
@@ -182,7 +184,7 @@ class Judge:
             touched = {path for path in {*old, *new} if old.get(path) != new.get(path)}
             if more := touched - {README, DATA}:
                 raise Broken(f"{where} touches {sorted(more)}")
-            if DATA in touched and not self._ever_wanted_a_file(repo_id):
+            if DATA in touched and not self._ever_had(repo_id, "file"):
                 raise Broken(f"{where} has {DATA}, which nobody asked for")
             try:
                 card = without_ours(self.ground.read(repo_id, commit.oid) or b"")
@@ -191,9 +193,10 @@ class Judge:
             if card not in bare:
                 raise Broken(f"{where} changes the card outside the markers: {card!r} is none of {bare!r}")
 
-    def _ever_wanted_a_file(self, repo_id: str) -> bool:
+    def _ever_had(self, repo_id: str, config: str) -> bool:
+        """Whether main ever had this ``.quantcard.yml``."""
         return any(
-            self.ground.read(repo_id, commit.oid, CONFIG) == CONFIGS["file"]
+            self.ground.read(repo_id, commit.oid, CONFIG) == CONFIGS[config]
             for commit in self.ground.history(repo_id, MAIN)
         )
 
@@ -215,7 +218,7 @@ class Judge:
                 changed.append(int(value))
             if kind == "answer to" and value not in asked:
                 raise Broken(f"{where}: the bot answers what no owner asked ({value})")
-        if twice := [what for what, times in told.items() if times > 1]:
+        if twice := [what for what, times in told.items() if times > 1 and what[0] != "replaced"]:
             raise Broken(f"{where}: said twice: {twice}")
         if any(later - earlier < DAY for earlier, later in itertools.pairwise(changed)):
             raise Broken(f"{where}: two comments about changed figures within a day: {changed}")
@@ -228,8 +231,9 @@ class Judge:
             if event["type"] != "status-change":
                 continue
             status = event["data"]["status"]
-            told = event["author"] == BOT and status == "closed" and _REPLACED in text_of(pull["events"][place - 1])
-            if event["author"] == BOT and status == "closed" and not told and not _said(words, "stop", -1, place):
+            because = text_of(pull["events"][place - 1]) if event["author"] == BOT and status == "closed" else None
+            told = because and (_REPLACED in because or (_WITHDRAWN in because and self._ever_had(repo_id, "no")))
+            if because is not None and not told and not _said(words, "stop", -1, place):
                 raise Broken(f"the bot closed pull {pull['num']} of {repo_id} by itself")
             if event["author"] == BOT and status == "open" and not _said(words, "remeasure", closed_at, place):
                 raise Broken(f"the bot opened pull {pull['num']} of {repo_id} again after a no")
@@ -343,8 +347,8 @@ class Judge:
         if without_ours(self.ground.read(repo_id, ref) or b"") != without_ours(self.main(repo_id)):
             raise Broken(f"{where} is not on main's card: {reason}")
         wanted = self.config(repo_id)
-        trees = self.ground.tree(repo_id, ref), self.ground.tree(repo_id, pull["baseOid"])
-        if wanted != CONFIGS["file"] and trees[0].get(DATA) != trees[1].get(DATA):
+        data, old = (self.ground.read(repo_id, one, DATA) for one in (ref, pull["baseOid"]))
+        if wanted != CONFIGS["file"] and data not in (None, old):
             raise Broken(f"{where} has a {DATA}, which nobody wants any more: {reason}")
         if wanted != CONFIGS["no data"] and not _same(self._told(repo_id, ref), newest):
             raise Broken(f"{where} tells {self._told(repo_id, ref)}, not {newest}: {reason}")

@@ -116,10 +116,10 @@ def test_the_owner_edits_the_card_between_our_look_and_our_commit(play: Play) ->
     assert statuses(play)[-1] == "open" and (play.ground.read(ONE, MAIN, README) or b"").count(b"Words") == 2
 
 
-@pytest.mark.parametrize("config", ["no", "wrong"])
-def test_an_owner_says_no_in_the_repo_while_a_pull_is_open(play: Play, config: str) -> None:
+@pytest.mark.parametrize(("config", "left"), [("no", "closed"), ("wrong", "open")])
+def test_an_owner_says_no_in_the_repo_while_a_pull_is_open(play: Play, config: str, left: str) -> None:
     run(play, Step(), Step([Deed("configure", BOB, config), upload()]))
-    assert statuses(play) == ["open"] and n_commits(play) == 1
+    assert statuses(play) == [left] and n_commits(play) == 1
 
 
 def test_a_no_after_many_words_is_heard_before_anything_is_written(play: Play) -> None:
