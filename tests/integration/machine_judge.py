@@ -20,12 +20,7 @@ from localhub.names import MAIN
 
 OPEN = ("open", "draft")
 _COMMAND = re.compile(r"^/quantcard (\S+)", re.M)
-_MARKER = re.compile(
-    r"<!-- quantcard:(answer to|changed at|config digest|settled dispute|replaced|withdrawn)=?([\w-]*) -->"
-)
-_REPLACED, _WITHDRAWN = "<!-- quantcard:replaced -->", "<!-- quantcard:withdrawn -->"
-#: Seconds by which the clock of a process that was killed may have been ahead.
-_AHEAD = 600.0
+_MARKER = re.compile(r"<!-- quantcard:([a-z]+(?: [a-z]+)?)=?([\w-]*) -->")
 _DATA = re.compile(rb"<!-- quantcard:data v=1 (\{.*\}) -->")
 
 
