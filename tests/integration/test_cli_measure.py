@@ -144,7 +144,7 @@ def test_missing_truncated_and_foreign_files(baseline: Path, quant: Path, tmp_pa
     fails(3, "does not exist", "measure", "quality", quant, "--baseline", tmp_path / "no.kld")
     data = quant.read_bytes()
     cut = tmp_path / "cut.gguf"
-    for length, says in ((len(data) - 1000, "truncated"), (5000, "truncated"), (3, "truncated"), (0, "not a GGUF")):
+    for length, says in ((len(data) - 1000, "truncated"), (5000, "truncated"), (3, "truncated"), (0, "is empty")):
         cut.write_bytes(data[:length])
         fails(3, says, "measure", "speed", cut)
     cut.write_bytes(b"PK\x03\x04" + data[4:])
