@@ -38,7 +38,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             store.watching.put_off(repo_id, error=f"{repo_id}: {EVIL}", now=NOW, first=0.0)
             store.results.save_pull(repo_id, n, key="k", status="open", url=f"javascript:{EVIL}", now=NOW)
             store.publishing.note(
-                repo_id, key="", sha=None, action="wait", reason=f"{n} waits.", num=n, now=NOW, next_at=None
+                repo_id, key="", sha=None, action="wait", reason=f"{n} waits.", num=n, now=NOW, next_at=None, touched=0
             )
     app = FastAPI()
     app.include_router(status.router(settings))

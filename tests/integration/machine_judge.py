@@ -22,6 +22,9 @@ OPEN = ("open", "draft")
 _COMMAND = re.compile(r"^/quantcard (\S+)", re.M)
 _MARKER = re.compile(r"<!-- quantcard:([a-z]+(?: [a-z]+)?)=?([\w-]*) -->")
 _DATA = re.compile(rb"<!-- quantcard:data v=1 (\{.*\}) -->")
+_REPLACED, _WITHDRAWN = "<!-- quantcard:replaced -->", "<!-- quantcard:withdrawn -->"
+#: Seconds by which the clock of a process that was killed may have been ahead.
+_AHEAD = 600.0
 
 
 class Broken(AssertionError):
@@ -263,7 +266,7 @@ class Judge:
         opened, merged = [], []
         for repo_id in (repo_id for repo_id in REPOS if OWNER_OF[repo_id].name == owner):
             for pull in self.ground.pulls(repo_id):
-                if replaced(pull):
+                if replaced(pull, ever=True):
                     continue
                 opened.append((pull["createdAt"], repo_id, pull["num"]))
                 merged += [e["createdAt"] for e in pull["events"] if e["data"].get("status") == "merged"]
@@ -369,12 +372,15 @@ def text_of(event: dict[str, Any]) -> str:
     return str(event["data"]["latest"]["raw"]) if event["type"] == "comment" else ""
 
 
-def replaced(pull: dict[str, Any]) -> bool:
-    """Whether the bot closed a pull for another one, since it could not be merged any more."""
-    if pull["status"] != "closed":
+def replaced(pull: dict[str, Any], *, ever: bool = False) -> bool:
+    """Whether the bot closed a pull for another one, since it could not be merged; ``ever``: and it may be open again."""
+    changes = [place for place, event in enumerate(pull["events"]) if event["type"] == "status-change"]
+    if not ever and pull["status"] != "closed":
         return False
-    at = max(place for place, event in enumerate(pull["events"]) if event["type"] == "status-change")
-    return pull["events"][at]["author"] == BOT and _REPLACED in text_of(pull["events"][at - 1])
+    return any(
+        pull["events"][at]["author"] == BOT and _REPLACED in text_of(pull["events"][at - 1])
+        for at in (changes if ever else changes[-1:])
+    )
 
 
 def _opened_again_by_a_human(pull: dict[str, Any]) -> bool:
