@@ -373,7 +373,7 @@ def text_of(event: dict[str, Any]) -> str:
 
 
 def replaced(pull: dict[str, Any], *, ever: bool = False) -> bool:
-    """Whether the bot closed a pull for another one, since it could not be merged; ``ever``: and it may be open again."""
+    """Whether the bot closed a pull for another one, since it could not be merged; ``ever``: or once did."""
     changes = [place for place, event in enumerate(pull["events"]) if event["type"] == "status-change"]
     if not ever and pull["status"] != "closed":
         return False
