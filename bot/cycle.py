@@ -148,6 +148,7 @@ class Cycle:
         self._notice_other_rules()
         seen = view(self.store, trusted=self.settings.trusted_owners)
         added = 0
+        self.store.watching.want_plan_of_sharers()
         for repo_id in self.store.watching.to_plan():
             with immediate(self.store.db):
                 # First, in the same breath: what is wanted meanwhile by another process is not wiped out.

@@ -215,8 +215,9 @@ class _Visit:
             decision = replace(decision, reason=f"{decision.reason} {placed.note}")
         files = {CARD: placed.card.encode("utf-8", "surrogateescape"), **section.files}
         if decision.action == "update":
-            whole = next(one.whole for one in found if one.view.num == decision.num)
-            assert whole is not None
+            assert decision.num is not None
+            whole = next((one.whole for one in found if one.view.num == decision.num), None)
+            whole = whole or self._hub.pull(self._repo.id, decision.num)
             not_now = self._close_to_replace(whole) if whole.conflicts else None
             if not_now or not whole.conflicts:
                 done = self._update(decision, whole, section, files, main=main)

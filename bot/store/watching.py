@@ -245,6 +245,16 @@ class Watching:
         with immediate(self._db):
             self._db.conn.execute("UPDATE repos SET to_plan = 1")
 
+    def want_plan_of_sharers(self) -> None:
+        """Have repos planned anew that hold a file whose job stands for another repo's, which lost it."""
+        with immediate(self._db):
+            self._db.conn.execute(
+                "UPDATE repos SET to_plan = 1 WHERE id IN (SELECT here.repo_id FROM jobs "
+                "JOIN variants AS gone ON gone.id IN (jobs.variant_id, jobs.reference_id) AND gone.state <> 'current' "
+                "JOIN variants AS here ON here.key = gone.key AND here.state = 'current' "
+                "WHERE jobs.state IN ('todo', 'running'))"
+            )
+
     def to_plan(self) -> list[str]:
         """The repos whose jobs are to be planned."""
         return [row["id"] for row in self._db.query("SELECT id FROM repos WHERE to_plan ORDER BY id")]
