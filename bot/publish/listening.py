@@ -83,7 +83,7 @@ def may_open(found: Sequence[Found], standing: Standing, *, repo_id: str) -> boo
     if not up:
         return held_back(standing) is None
     stuck = [one.view.num for one in up if one.whole and one.whole.conflicts]
-    return any(not_replaced_yet(standing, repo_id=repo_id, num=num) is None for num in stuck)
+    return len(up) == 1 and any(not_replaced_yet(standing, repo_id=repo_id, num=num) is None for num in stuck)
 
 
 def to_hear(found: Sequence[Found], stored: Mapping[int, StoredPull], *, main: int | None, now: float) -> list[int]:

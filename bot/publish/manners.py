@@ -127,7 +127,8 @@ def decide(*, key: str, card_key: str | None, pulls: Sequence[PullView], standin
     """
     if card_key == key:
         return Decision("nothing", "The card has these figures.")
-    for pull in pulls:
+    # A human may have opened an older one again beside it.
+    for pull in sorted(pulls, key=lambda pull: pull.num, reverse=True):
         if pull.status in OPEN:
             if pull.foreign:
                 return Decision("nothing", f"Somebody committed to pull {pull.num}; it is left to them.", pull.num)

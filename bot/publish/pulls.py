@@ -218,7 +218,8 @@ class _Visit:
             assert decision.num is not None
             whole = next((one.whole for one in found if one.view.num == decision.num), None)
             whole = whole or self._hub.pull(self._repo.id, decision.num)
-            not_now = self._close_to_replace(whole) if whole.conflicts else None
+            besides = [view.num for view in views if view.status in OPEN and view.num != decision.num]
+            not_now = self._close_to_replace(whole, besides) if whole.conflicts else None
             if not_now or not whole.conflicts:
                 done = self._update(decision, whole, section, files, main=main)
                 return self._also(done, not_now) if not_now else done
@@ -242,11 +243,15 @@ class _Visit:
         standing, new = decode(main), decode(encode(self._rows))
         return standing is not None and new is not None and only_speeds_differ(standing, new)
 
-    def _close_to_replace(self, pull: HubPull) -> Decision | None:
+    def _close_to_replace(self, pull: HubPull, besides: Sequence[int]) -> Decision | None:
         """Close a pull of ours that the card's own changes stand in the way of; or why its place can't be taken now.
 
-        Its base stays the card that it was opened on, so no commit to it takes the conflict away.
+        Its base stays the card that it was opened on, so no commit to it takes the conflict away. ``besides``: others
+        of ours that a human opened again.
         """
+        if besides:
+            said = f"It can't be merged since the card was changed at its lines; pull {besides[0]} is open beside it."
+            return Decision("nothing", said)
         if no := not_replaced_yet(self._standing(), repo_id=self._repo.id, num=pull.num):
             return replace(no, reason=f"It can't be merged since the card was changed at its lines; {no.reason}")
         text = texts.replaced_comment()

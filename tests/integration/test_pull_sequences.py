@@ -144,6 +144,17 @@ def test_a_first_comment_that_was_hidden_makes_no_second_pull(play: Play) -> Non
     assert statuses(play) == ["open"]
 
 
+def test_a_pull_opened_again_beside_its_successor_makes_no_third(play: Play) -> None:
+    behind = Deed("edit", BOB, "line behind ours")
+    play.step([], 2, Run())
+    play.step([behind], 25, Run())
+    assert statuses(play) == ["closed", "open"]
+    play.step([Deed("reopen older", BOB)], 2, Run(), lost=True)
+    play.step([behind], 50, Run())
+    play.rest()
+    assert statuses(play) == ["open", "open"]
+
+
 def test_an_introduction_whose_answer_was_lost_is_not_made_elsewhere(play: Play) -> None:
     """The owner's other repo comes first the next time, since the one with the pull can't be asked just then."""
     run(play, Step(run=KilledIn("Publishing.note")), Step(run=Faulty("lost", "commit", 0)), Step(), Step())
