@@ -119,6 +119,32 @@ class JobProtocolError(JobError):
     retryable = True
 
 
+class MachineLostError(JobError):
+    """The machine that measured went away under the job (reclaimed, rebooted, out of reach)."""
+
+    retryable = True
+
+
+class DeadlineError(JobError):
+    """A job stayed in one stage for longer than that stage may take."""
+
+    retryable = True
+
+
+class RunnerUnavailableError(JobError):
+    """Nothing can be started there now: no answer, no quota, no machine of that kind free, the month's money spent."""
+
+    retryable = True
+
+
+class TooLargeError(JobError):
+    """No runner has a machine that this job fits."""
+
+
+class SandboxError(JobError):
+    """A stranger's file is not run here, since nothing would hold it."""
+
+
 class StorageError(QuantcardError):
     """The disk is full or the database can't be used."""
 

@@ -1,0 +1,1 @@
+"""``quantcard doctor``: looks for what would go wrong, each with its cure in a sentence."""
