@@ -38,7 +38,7 @@ bench: setup-dev
 
 lock: setup-dev
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra cuda --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra cuda --extra ray --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf .venv .quantcard-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

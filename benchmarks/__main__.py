@@ -17,10 +17,13 @@ from typing import Any, NoReturn
 from benchmarks.children import Product
 from benchmarks.headers import measure_headers
 from benchmarks.machine import describe
+from benchmarks.memory import measure_memory
 from benchmarks.models import NAMES, find_case
 from benchmarks.passes import make_base, measure_kld, measure_record
 from benchmarks.peers import Peers, build, existing
+from benchmarks.queueing import ATTEMPTS, JOBS, QUICK_ATTEMPTS, QUICK_JOBS, measure_queue, queue_title
 from benchmarks.rates import KERNEL_VOCAB, measure_kernels, measure_speed
+from benchmarks.runner import RUNNER_TITLE, measure_runner
 from benchmarks.setting import Setting, Subject, prepare, say
 from benchmarks.sizes import measure_sizes
 from benchmarks.table import BenchError, Row, render
@@ -28,9 +31,9 @@ from benchmarks.watching import QUICK_REPOS, REPOS, measure_watching, watching_t
 from core.contract import Machine
 from jobs.llama import physical_cores
 
-PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers", "watch")
+PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers", "watch", "memory", "queue", "runner")
 #: These need no model.
-ALONE = {"kernel", "headers", "watch"}
+ALONE = {"kernel", "headers", "watch", "queue", "runner"}
 #: These need llama.cpp's own tools.
 WITH_PEERS = {"kld", "record", "speed"}
 KERNEL_TITLE = f"kernels: rows of {KERNEL_VOCAB:,} entries, no model"
@@ -111,6 +114,14 @@ def _measure(setting: Setting, names: list[str], parts: set[str], out: Path | No
         title = watching_title(repos)
         tables[title] = measure_watching(setting.folder, repos=repos)
         print(render(title, tables[title]), flush=True)
+    if "queue" in parts:
+        jobs, attempts = (QUICK_JOBS, QUICK_ATTEMPTS) if setting.quick else (JOBS, ATTEMPTS)
+        title = queue_title(jobs)
+        tables[title] = measure_queue(setting.folder, jobs=jobs, attempts=attempts)
+        print(render(title, tables[title]), flush=True)
+    if "runner" in parts:
+        tables[RUNNER_TITLE] = measure_runner(setting)
+        print(render(RUNNER_TITLE, tables[RUNNER_TITLE]), flush=True)
     for name in dict.fromkeys(names) if parts - ALONE else ():
         try:
             subject = _model(setting, name, parts)
@@ -153,6 +164,8 @@ def _model(setting: Setting, name: str, parts: set[str]) -> Subject:
                 measure_record(subject, base)
             if "kld" in parts:
                 measure_kld(subject, base, states)
+        if "memory" in parts:
+            measure_memory(subject)
         if "speed" in parts:
             measure_speed(subject)
     finally:

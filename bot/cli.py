@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import typer
 
 from bot.commands import (
+    backup,
     baseline,
     card,
     compare,
     demo,
     disputes,
+    doctor,
     hub,
     imports,
     inspect,
@@ -26,6 +27,7 @@ from bot.commands import (
     webhooks,
 )
 from bot.commands.fragment import fragment
+from bot.logs import begin
 from bot.progress import say
 from core.errors import QuantcardError
 
@@ -52,6 +54,7 @@ app.command("run")(run.run)
 app.command("serve")(run.serve)
 app.command("status")(status.status)
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(backup.app, name="backup")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(measure.app, name="measure")
 app.add_typer(baseline.app, name="baseline")
@@ -60,6 +63,7 @@ app.add_typer(protocols.app, name="protocols")
 app.command("inspect")(inspect.inspect)
 app.command("import")(imports.import_)
 app.command("card")(card.card)
+app.command("doctor")(doctor.doctor)
 app.command("pause")(switch.pause)
 app.command("resume")(switch.resume)
 app.add_typer(disputes.app, name="disputes")
@@ -69,11 +73,7 @@ app.command("leaderboard")(run.leaderboard)
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens on the way.")) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.ERROR,
-        format="%(asctime)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    begin(verbose=verbose)
 
 
 def main() -> None:

@@ -49,3 +49,11 @@ class FakeClock:
 def iso(moment: float) -> str:
     """``2026-11-21T12:00:00Z`` of seconds since the epoch."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment_of(text: str) -> float | None:
+    """Seconds since the epoch of an ISO 8601 time with its zone, or None where it is none."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from bot.clock import Clock
+from bot.clock import Clock, moment_of
 from bot.hub.budget import Urgency, urgency
 from bot.hub.door import HubDoor
 from bot.intake.proof import prove_references
@@ -24,12 +24,16 @@ from bot.publish.pulls import publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.told import told_rows
 from bot.publish.writes import limited
+from bot.queue.needs import memory_ratios
 from bot.queue.plan import plan
-from bot.queue.worker import JobEvent, Worker
+from bot.queue.pool import Pool
+from bot.queue.runners.registry import runners_of
+from bot.queue.worker import JobEvent
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.db import immediate
 from bot.store.switch import paused
+from core import turns
 from core.audit import AUDIT_VERSION
 from core.canonical import fingerprint
 from core.dataset import DatasetRow
@@ -43,13 +47,9 @@ from core.errors import (
     StorageError,
 )
 from core.patience import NO_ANSWER_S, Patience
+from core.retry import retry_class
 
 logger = logging.getLogger(__name__)
-
-#: A waiting retry due within this many seconds is waited for by ``run --once``.
-PATIENCE = 60.0
-#: Jobs in a row that could not start for want of the Hub, after which the queue waits for the next cycle.
-_HUB_PATIENCE = 3
 
 
 @dataclass
@@ -153,11 +153,23 @@ class Cycle:
             with immediate(self.store.db):
                 # First, in the same breath: what is wanted meanwhile by another process is not wiped out.
                 self.store.watching.planned(repo_id)
-                added += self.store.jobs.add(plan(seen.of(repo_id), self.protocol), now=self.clock.now())
+                now = self.clock.now()
+                jobs = plan(
+                    seen.of(repo_id),
+                    self.protocol,
+                    urgency=self._urgency(repo_id, now),
+                    ratios=partial(memory_ratios, self.store),
+                )
+                added += self.store.jobs.add(jobs, now=now)
         if withdrawn := self.store.jobs.withdraw_outdated():
             self._tell(f"{withdrawn} jobs of files that were replaced or removed were withdrawn.")
         self._tell(f"{added} new jobs queued.")
         return added
+
+    def _urgency(self, repo_id: str, now: float) -> turns.Urgency:
+        repo = self.store.repos.repo(repo_id)
+        changed = moment_of(repo.last_modified) if repo and repo.last_modified else None
+        return turns.urgency_of(asked=repo is not None and repo.source == "request", modified=changed, now=now)
 
     def _notice_other_rules(self) -> None:
         """Plan and publish everything anew where the protocol in force or the trusted owners are others."""
@@ -171,43 +183,41 @@ class Cycle:
             self.store.results.put("rules", rules)
 
     def work(self, report: CycleReport) -> None:
-        """Run jobs until none is left that may start within :data:`PATIENCE`.
-
-        A job that another process runs is waited for only when its lease is about to end: then that process died.
-        """
-        hub_failures = 0
+        """Run jobs until none is left that may start soon."""
 
         def tell(event: JobEvent) -> None:
-            nonlocal hub_failures
             report.jobs_done += event.state == "done"
-            report.jobs_dead += event.state == "dead"
-            away = isinstance(event.cause, HubUnreachableError | HubRateLimitError)
-            if event.state != "running":
-                hub_failures = hub_failures + 1 if away else 0
+            report.jobs_dead += event.state in ("failed", "dead")
             what = f"{event.job.kind} of {event.variant.name}"
             if event.state == "done":
                 report.errors = [known for known in report.errors if known[0] != what]
-            if event.cause and (away or isinstance(event.cause, StorageError)):
+            if event.cause and retry_class(event.cause) == "later":
                 self._note(report, what, event.cause)
             self._tell_job(event)
 
-        worker = Worker(self.store, self.hub, self.settings, self.clock, tell=tell, stop=self.stop)
-        before = self.store.jobs.counts().get("dead", 0)
-        told: float | None = None
-        while not self.stop.is_set() and hub_failures < _HUB_PATIENCE:
-            if worker.run_one():
-                if self._pause():
-                    break
-                continue
-            due = self.store.jobs.next_start()
-            wait = (due or 0) - self.clock.now()
-            if due is None or wait > PATIENCE:
-                break
-            if wait > 1 and due != told:
-                told = due
-                self._tell(f"Waiting {wait:.0f} s for a job that may be tried again then …")
-            self.clock.sleep(min(max(wait, 0.05), 1.0))
-        report.jobs_dead = max(report.jobs_dead, self.store.jobs.counts().get("dead", 0) - before)
+        try:
+            runners = runners_of(self.settings, self.hub)
+        except QuantcardError as error:
+            # What is measured already is published all the same.
+            report.errors.append(("measuring", error))
+            return
+        before = self._given_up()
+        Pool(
+            self.store,
+            self.hub,
+            self.settings,
+            self.clock,
+            runners,
+            tell_job=tell,
+            tell=self._tell,
+            stop=self.stop,
+            pause=self._pause,
+        ).run()
+        report.jobs_dead = max(report.jobs_dead, self._given_up() - before)
+
+    def _given_up(self) -> int:
+        counts = self.store.jobs.counts()
+        return counts.get("failed", 0) + counts.get("dead", 0)
 
     def publish(self, report: CycleReport) -> None:
         """Bring cards and the dataset up to date; one process at a time, or a repo could get two pulls."""

@@ -3,93 +3,52 @@
 from __future__ import annotations
 
 import logging
-import signal
-import socket
+import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
-import uvicorn
 from apscheduler.schedulers.background import BackgroundScheduler
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from bot import logs
 from bot.bell import Bell
 from bot.clock import SystemClock
 from bot.cycle import Cycle, CycleReport
+from bot.ending import Ending
+from bot.health import Health
 from bot.hub.door import HubDoor
 from bot.leaderboard import queue_of, results_of, taker
-from bot.progress import Bars, say
+from bot.lock import InstanceLock
+from bot.queue.worker import JobEvent
 from bot.settings import Settings
 from bot.status import WEBHOOKS, remember_cycle
 from bot.status_report import scrub
+from bot.steady import ClockWatch
 from bot.store import Store
+from bot.store.backup import back_up_into, newest_backup
+from bot.store.counting import variants
 from bot.store.overview import Overview
 from bot.store.switch import paused
-from bot.web import fragments, status
+from bot.vitals import Vitals
+from bot.voice import Voice
+from bot.web import fragments, health, metrics, status
 from bot.web.hooks import Webhooks
-from core.errors import QuantcardError, SettingsError, StorageError
+from bot.web.server import Server, listen
+from core.errors import QuantcardError, StorageError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for open connections (pages that listen for events never close theirs), and for the worker, to end.
-_GRACE_S = 3
-_WORKER_GRACE_S = 20.0
+#: Seconds for the worker to put its jobs back; and after a second signal.
+_WORKER_GRACE_S, _HURRIED_S = 20.0, 3.0
 #: Seconds between the beginnings of cycles that webhooks and requests ask for.
 _SPACING_S = 5.0
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that tells us at once when a signal ends it, and does not raise that signal again.
-
-    Raised again, SIGTERM would kill the process before the running job is put back.
-    """
-
-    def __init__(self, config: uvicorn.Config, on_signal: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_signal = on_signal
-        self.interrupted = False
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = number == signal.SIGINT
-        # Connections that a page keeps open are cut after a while; uvicorn would print a traceback for each.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        self._on_signal()
-        self.handle_exit(number, frame)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket at the address that was set; refused in a sentence, before anything else is started."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise SettingsError(f"The address {host} can't be used ({error.strerror}). Set another with --host.") from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(512)
-    except OSError as error:
-        sock.close()
-        raise SettingsError(
-            f"Port {port} of {host} can't be used ({error.strerror}). Set another with --port."
-        ) from None
-    return sock
+#: Seconds between looks at what is too slow to be looked at whenever somebody asks.
+_WEIGH_S = 300.0
 
 
 class Service:
@@ -102,47 +61,104 @@ class Service:
         self.last: dict[str, Any] = {"cycles": 0}
         self.results = results_of(settings)
         self.webhooks = Webhooks(settings, wake=self._due)
+        self.vitals = Vitals(started_at=self.clock.now())
+        self.health = Health(settings, self.vitals)
+        self.metrics = metrics.Metrics(
+            settings, self.health, budget=hub.budget.told, webhooks=lambda: self.webhooks.counts
+        )
+        self._voice = Voice(settings.log_format)
         self._scheduler = BackgroundScheduler(timezone="UTC")
+        self._clock_watch = ClockWatch(self._scheduler, jumped=self._clock_jumped)
+        self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._server: Server | None = None
+        self._ending = Ending(
+            drain_s=settings.drain_s, begin=self._drain, put_back=self._end, leave=self._leave, hurry=self._hurry
+        )
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a running job is put back.
 
         Raises:
-            QuantcardError: the settings, the token or the database can't be used at all.
+            QuantcardError: the settings, the token or the database can't be used at all, or another service has it.
         """
-        self.settings.protocol_in_force()
-        with Store(self.settings.db):
-            pass
-        with _listen(self.settings.host, self.settings.port) as sock:
-            self._scheduler.add_job(
-                self._poll, "interval", seconds=self.settings.poll_interval_s, coalesce=True, misfire_grace_time=None
-            )
-            # A daemon: a Hub that hangs at the wrong moment must not keep the process from ending.
-            worker = threading.Thread(target=self._work, name="worker", daemon=True)
-            server = _Server(
-                uvicorn.Config(self.app(), log_level="warning", timeout_graceful_shutdown=_GRACE_S), self._end
-            )
+        settings = self.settings
+        logs.serve(form=settings.log_format, level=settings.log_level)
+        settings.protocol_in_force()
+        with InstanceLock(settings.db, now=self.clock.now()), listen(settings.host, settings.port) as sock:
+            with Store(settings.db):
+                pass
+            self._server = server = Server(self.app())
             self.results.refresh()
             self._poll()
-            self._scheduler.start()
-            worker.start()
-            where = f"http://{self.settings.host}:{sock.getsockname()[1]}"
-            say(f"Serving at {where}  (leaderboard, /status, /healthz, /webhooks/hub)")
-            try:
-                server.run(sockets=[sock])
-            finally:
-                self._end()
-                self.webhooks.close()
-                self._scheduler.shutdown(wait=False)
-                worker.join(timeout=_WORKER_GRACE_S)
-                say("Stopped.")
-        if server.interrupted:
+            self._start_timers()
+            with self._ending.listening():
+                self._worker.start()
+                where = f"http://{settings.host}:{sock.getsockname()[1]}"
+                self._voice.say(f"Serving at {where}  (leaderboard, /status, /healthz, /webhooks/hub)")
+                try:
+                    server.run(sockets=[sock])
+                finally:
+                    self._close()
+        if self._ending.interrupted:
             raise KeyboardInterrupt
 
+    def _start_timers(self) -> None:
+        add, settings = self._scheduler.add_job, self.settings
+        every: dict[str, Any] = {"trigger": "interval", "coalesce": True, "misfire_grace_time": None}
+        now = datetime.now(UTC)
+        add(self._poll, seconds=settings.poll_interval_s, **every)
+        add(self._weigh, seconds=_WEIGH_S, next_run_time=now, **every)
+        if settings.backup_dir is not None:
+            # A service that is started again and again makes no more copies than one that runs.
+            newest = newest_backup(settings.backup_dir, settings.db.stem)
+            self.vitals.note(backup_at=newest)
+            age = self.clock.now() - newest if newest is not None else settings.backup_interval_s
+            wait = min(max(settings.backup_interval_s - age, 0.0), settings.backup_interval_s)
+            first = now + timedelta(seconds=wait)
+            add(self._back_up, seconds=settings.backup_interval_s, next_run_time=first, **every)
+        self._scheduler.start()
+        self._clock_watch.start()
+
+    def _drain(self) -> None:
+        """Begin no further job and no further cycle."""
+        self.vitals.note(draining=True)
+        self.bell.end()
+        if self.settings.drain_s and self._worker.is_alive():
+            self._voice.say(f"Ending: running jobs have {self.settings.drain_s:.0f} s. A second signal ends at once.")
+
     def _end(self) -> None:
-        """Have the worker put its job back and end."""
+        """Have the worker put its jobs back and end."""
         self.stop.set()
         self.bell.end()
+
+    def _leave(self) -> None:
+        """Have the server end."""
+        # Connections that a page keeps open are cut after a while; uvicorn would print a traceback for each.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def _hurry(self) -> None:
+        if self._server is not None:
+            self._server.force_exit = True
+
+    def _close(self) -> None:
+        """Wait for what ends, but not for long."""
+        self.vitals.note(draining=True)
+        self._end()
+        self.webhooks.close()
+        self._clock_watch.close()
+        self._scheduler.shutdown(wait=False)
+        began = time.monotonic()
+        while self._worker.is_alive():
+            grace = _HURRIED_S if self._ending.hurried.is_set() else _WORKER_GRACE_S
+            if time.monotonic() > began + grace:
+                break
+            self._worker.join(timeout=0.1)
+        self._voice.say("Stopped.")
+        if self._worker.is_alive() and not self._ending.hurried.is_set():
+            # It hangs; its jobs' leases run out. Threads of its own must not keep the process.
+            threading.Thread(target=self._ending.at_once, daemon=True).start()
 
     def _poll(self) -> None:
         """It is time for a whole cycle."""
@@ -152,10 +168,44 @@ class Service:
         """Something waits to be looked into; polling stays the truth, this only makes it sooner."""
         self.bell.ring(poll=False)
 
+    def _clock_jumped(self, seconds: float) -> None:
+        self.vitals.count("clock_jumps")
+        way = "forward" if seconds > 0 else "back"
+        logger.warning("This machine's clock was set %s by %.0f s; the timers keep their time.", way, abs(seconds))
+
+    def _weigh(self) -> None:
+        """Look at what takes long to look at: the data folder, wide tables, the jobs' history for the first time."""
+        try:
+            self.vitals.note(data_bytes=_bytes_by_folder(self.settings.data))
+            with Store(self.settings.db) as store:
+                self.vitals.note(variants=variants(store.db))
+            if self.settings.metrics:
+                self.metrics.stored()
+        except (QuantcardError, OSError) as error:
+            logger.warning("What is stored could not be weighed: %s", error)
+
+    def _back_up(self) -> None:
+        """Copy the database; that it fails is no reason to end."""
+        assert self.settings.backup_dir is not None
+        now = self.clock.now()
+        try:
+            made = back_up_into(self.settings.backup_dir, self.settings.db, now=now, keep=self.settings.backup_keep)
+        except (QuantcardError, OSError) as error:
+            self.vitals.count("backup_failures")
+            self.vitals.note(backup_error=scrub(str(error), self.settings.secrets))
+            logger.error("The database could not be copied: %s", error)
+            return
+        self.vitals.count("backups")
+        self.vitals.note(backup_at=now, backup_error=None)
+        logger.info("Copied the database to %s.", made)
+
     def app(self) -> FastAPI:
         """The HTTP side: health, webhooks, status, pull mode, leaderboard."""
         app = FastAPI(title="quantcard", docs_url=None, redoc_url=None, openapi_url=None)
         app.add_api_route("/healthz", self._health, methods=["GET"])
+        app.include_router(health.router(self.health))
+        if self.settings.metrics:
+            app.include_router(metrics.router(self.metrics))
         app.include_router(self.webhooks.router())
         app.include_router(status.router(self.settings, live=self._live))
         app.include_router(fragments.router(self.settings))
@@ -178,7 +228,11 @@ class Service:
 
     def _live(self) -> dict[str, Any]:
         """What this process knows besides the database."""
-        return {"budget": self.hub.budget.told(), "webhooks": self.webhooks.counts}
+        return {
+            "budget": self.hub.budget.told(),
+            "webhooks": self.webhooks.counts,
+            "unready": self.health.reasons(),
+        }
 
     def _mount_leaderboard(self, app: FastAPI) -> None:
         import gradio
@@ -198,26 +252,40 @@ class Service:
 
     def _work(self) -> None:
         """Run a cycle whenever the bell rings; an error ends the cycle, never the service."""
-        while (poll := self.bell.wait()) is not None:
-            try:
-                self._cycle(poll=poll)
-            except QuantcardError as error:
-                say(f"Error: {error}")
-                self.last["error"] = scrub(str(error))
-            except Exception:
-                logger.exception("A cycle failed; the next one tries again.")
-                self.last["error"] = "internal error, see the log"
+        try:
+            while (poll := self.bell.wait()) is not None:
+                started = time.monotonic()
+                try:
+                    self._cycle(poll=poll)
+                except QuantcardError as error:
+                    self._failed(scrub(str(error)), started)
+                    self._voice.say(f"Error: {error}")
+                except Exception:
+                    self._failed("internal error, see the log", started)
+                    logger.exception("A cycle failed; the next one tries again.")
+        finally:
+            self._ending.idle()
+            self.vitals.note(worker_died=not self.vitals.seen.draining)
+
+    def _failed(self, said: str, started: float) -> None:
+        self.last["error"] = said
+        self.vitals.cycle_failed(said, seconds=time.monotonic() - started)
 
     def _cycle(self, *, poll: bool) -> None:
-        started = self.clock.now()
-        with Store(self.settings.db) as store, Bars() as bars:
+        started, since = self.clock.now(), time.monotonic()
+        with Store(self.settings.db) as store, self._voice.jobs() as tell_job:
+
+            def told(event: JobEvent) -> None:
+                self.vitals.alive()
+                tell_job(event)
+
             cycle = Cycle(
                 store,
                 self.hub,
                 self.settings,
                 self.clock,
-                tell_job=bars.job,
-                tell=say,
+                tell_job=told,
+                tell=self._voice.say,
                 stop=self.stop,
                 pause=self.bell.rung,
             )
@@ -231,20 +299,22 @@ class Service:
                 self._remember(store, CycleReport(errors=[("the cycle", said)]), started=started)
                 raise
             self._remember(store, report, started=started)
+        errors = _errors(report)
         self.last = {
             "cycles": self.last["cycles"] + 1,
             "repos_changed": len(report.poll.changed),
             "jobs_done": report.jobs_done,
-            "errors": len(_errors(report)),
+            "errors": len(errors),
         }
+        self.vitals.cycle_ended(seconds=time.monotonic() - since, jobs_done=report.jobs_done, errors=len(errors))
         if report.poll.resume_in is not None and not self.stop.is_set():
             self._resume(report.poll.resume_in)
         self.results.refresh()
-        for what, error in _errors(report):
-            say(f"{what}: {error}")
+        for what, error in errors:
+            self._voice.say(f"{what}: {error}")
         for outcome in report.outcomes:
             if outcome.decision.action in ("open", "update") and outcome.url:
-                say(f"Pull {outcome.decision.action}: {outcome.url}")
+                self._voice.say(f"Pull {outcome.decision.action}: {outcome.url}")
 
     def _remember(self, store: Store, report: CycleReport, *, started: float) -> None:
         try:
@@ -263,3 +333,15 @@ class Service:
 
 def _errors(report: CycleReport) -> list[tuple[str, QuantcardError]]:
     return [*report.poll.errors, *report.errors]
+
+
+def _bytes_by_folder(data: Path) -> dict[str, int]:
+    """Bytes of each folder in the data folder; what goes away meanwhile is not counted."""
+    found: dict[str, int] = {}
+    for folder, _, names in os.walk(data):
+        here = Path(folder)
+        top = next(iter(here.relative_to(data).parts), "other")
+        for name in names:
+            with suppress(OSError):
+                found[top] = found.get(top, 0) + (here / name).lstat().st_size
+    return found

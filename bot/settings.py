@@ -16,12 +16,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bot.logs import Format, Level, know
 from bot.protocols import Known, known_protocols, varied
 from bot.publish.hours import parse_hours
 from core.canonical import sha256_file
 from core.contract import BaselineFormat, Machine
 from core.errors import CorpusError, SettingsError
 from core.protocol import CORPUS_SOURCES, Corpus, Protocol, Source
+from core.sandbox.levels import Wanted
 
 CONFIG_NAME = "quantcard.toml"
 
@@ -88,7 +90,63 @@ class Settings(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, description="threads for measuring; 0: the physical cores")
     gpu_layers: int = Field(default=-1, description="layers on the GPU; -1: all")
+    local_slots: int = Field(default=1, ge=1, description="jobs at once on this machine")
+    sandbox: Wanted = Field(
+        default="auto", description="what holds strangers' files: 'bubblewrap', 'uid', or 'auto' for the best there is"
+    )
+    unsafe_no_sandbox: bool = Field(
+        default=False, description="run strangers' files also where nothing would hold them"
+    )
+    runners: list[str] = Field(default=["local"], description="where jobs are measured: local, hf-jobs, ray")
     job_timeout_s: float = Field(default=6 * 3600, gt=0, description="seconds after which a measurement is stopped")
+    queue_timeout_s: float = Field(
+        default=2 * 3600, gt=0, description="seconds a job may wait for a machine elsewhere before it is called back"
+    )
+    fetch_timeout_s: float = Field(default=12 * 3600, gt=0, description="seconds that fetching a model may take")
+    upload_timeout_s: float = Field(
+        default=3600, gt=0, description="seconds that bringing back what a job made elsewhere may take"
+    )
+    ray_address: str = Field(
+        default="http://127.0.0.1:8265", description="the Ray cluster's dashboard, for the runner 'ray'"
+    )
+    ray_slots: int = Field(default=1, ge=1, description="jobs at once on the Ray cluster")
+    ray_resource: str = Field(
+        default="", description="the Ray resource that counts a node's memory in GB; empty: Ray's own 'memory'"
+    )
+    hf_jobs_image: str = Field(
+        default="", description="the image that Hugging Face Jobs run (the Dockerfile's target 'cuda'), with its digest"
+    )
+    hf_jobs_namespace: str = Field(
+        default="", description="user or organization that pays for Jobs; empty: the token's user"
+    )
+    hf_jobs_flavors: list[str] = Field(
+        default=[], description="hardware that Jobs may use, as in 'l4x1'; empty: all that has a GPU"
+    )
+    hf_jobs_bucket: str = Field(
+        default="", description="owner/name of the bucket for baselines and outputs of Jobs; empty: NAMESPACE/quantcard"
+    )
+    hf_jobs_slots: int = Field(default=1, ge=1, description="Jobs at once")
+    hf_jobs_monthly_usd: float = Field(
+        default=0, ge=0, description="USD that a month's Jobs may cost at the worst; 0: none is started"
+    )
+    hf_jobs_timeout_s: float = Field(
+        default=7200, ge=60, description="seconds after which the Hub ends a Job; what it costs at the worst"
+    )
+    hf_jobs_poll_s: float = Field(default=10, gt=0, description="seconds between looks at a Job")
+    hf_jobs_container_only: bool = Field(
+        default=False, description="measure also where a Job's container allows no sandbox: then only it holds the file"
+    )
+    disk_budget_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="GB that the data folder may take; default: what is free, less 2 GB or a fiftieth of the disk",
+    )
+    download_ahead: int = Field(
+        default=1, ge=0, description="files of coming jobs that are fetched while others are measured; 0: none"
+    )
+    download_ahead_mb_per_s: float | None = Field(
+        default=None, gt=0, description="MB a second that fetching ahead may take of the network; default: no limit"
+    )
     lease_s: float = Field(default=120, gt=1, description="seconds after which a silent worker's job is taken over")
     poll_interval_s: float = Field(default=900, gt=0, description="seconds between polls ('serve')")
     sweep_interval_s: float = Field(
@@ -124,6 +182,19 @@ class Settings(BaseSettings):
     )
     webhook_secret: str = Field(default="", repr=False, description="the Hub's X-Webhook-Secret; empty: no webhook")
     requests_per_hour: int = Field(default=20, ge=0, description="benchmark requests taken from the page an hour")
+    drain_s: float = Field(
+        default=0,
+        ge=0,
+        description="seconds that a running job gets to end at SIGTERM ('serve'); 0: it is put back at once",
+    )
+    metrics: bool = Field(default=True, description="whether 'serve' answers at /metrics")
+    log_format: Format = Field(default="text", description="how 'serve' logs: 'text', or 'json' (one object a line)")
+    log_level: Level = Field(default="info", description="what 'serve' logs: 'debug', 'info', 'warning' or 'error'")
+    backup_dir: Path | None = Field(
+        default=None, description="folder into which 'serve' copies the database; default: no copies are made"
+    )
+    backup_interval_s: float = Field(default=86400, ge=1, description="seconds between copies of the database")
+    backup_keep: int = Field(default=7, ge=1, description="copies of the database kept in backup_dir")
 
     @classmethod
     def settings_customise_sources(
@@ -157,9 +228,20 @@ class Settings(BaseSettings):
         return (self.data_dir or self.db.with_name(f"{self.db.stem}-data")).absolute()
 
     @property
+    def disk_budget_bytes(self) -> int | None:
+        """Bytes that the data folder may take; None: what is free, less a reserve."""
+        return None if self.disk_budget_gb is None else int(self.disk_budget_gb * 1e9)
+
+    @property
     def machine(self) -> Machine:
         """How jobs may use this machine."""
         return Machine(n_threads=self.threads, n_gpu_layers=self.gpu_layers)
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must never be shown."""
+        hidden = [name for name, field in type(self).model_fields.items() if not field.repr]
+        return [str(value) for name in hidden if (value := getattr(self, name))]
 
     def known_protocols(self) -> dict[str, Known]:
         """The protocols that can be chosen by name: the built-in ones and the operator's own.
@@ -218,10 +300,12 @@ def load_settings(**flags: Any) -> Settings:
     if "QUANTCARD_CONFIG" in os.environ and not Path(os.environ["QUANTCARD_CONFIG"]).is_file():
         raise SettingsError(f"{os.environ['QUANTCARD_CONFIG']} (QUANTCARD_CONFIG) does not exist.")
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        found = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise SettingsError(f"The setting {where!r} is not valid: {first['msg']}. See docs/settings.md.") from None
     except ValueError as error:
         raise SettingsError(f"{CONFIG_NAME} can't be read: {error}.") from None
+    know(found.secrets)
+    return found

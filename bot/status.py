@@ -50,6 +50,7 @@ def status_report(
     *,
     budget: dict[str, Any] | None = None,
     webhooks: WebhookCounts | None = None,
+    unready: list[str] | None = None,
 ) -> StatusReport:
     """How everything stands, by counting in the database.
 
@@ -57,6 +58,7 @@ def status_report(
         now: seconds since the epoch.
         budget: what :meth:`Budget.told` says in this process; default: what the last cycle was told.
         webhooks: this process's counts; default: what the service last noted.
+        unready: what keeps the service from its work.
     """
     seen = Overview(store.db)
     more: dict[str, int] = {}
@@ -88,8 +90,8 @@ def status_report(
         repo_errors=listed("repo_errors", _repo_error, seen.repo_errors(limit=LISTED)),
         jobs=jobs,
         oldest_job=seen.oldest_job(),
-        running=listed("running", JobStatus, (seen.jobs("running", limit=LISTED), jobs.get("running", 0))),
-        failed=listed("failed", JobStatus, (seen.jobs("dead", limit=LISTED), jobs.get("dead", 0))),
+        running=listed("running", JobStatus, seen.jobs("leased", "running", limit=LISTED)),
+        failed=listed("failed", JobStatus, seen.jobs("failed", "dead", limit=LISTED)),
         pulls=listed(
             "pulls",
             PullStatus,
@@ -102,6 +104,7 @@ def status_report(
         config_problems=listed("config_problems", RepoProblem, seen.config_problems(limit=LISTED)),
         disputes=listed("disputes", Dispute, seen.disputes(limit=LISTED)),
         webhooks=_model(WebhookCounts, {"open": bool(settings.webhook_secret), **counts}) or WebhookCounts(),
+        unready=[_line(reason) for reason in unready or ()],
         more=more,
     )
 

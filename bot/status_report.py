@@ -151,7 +151,8 @@ class Dispute(_Lenient):
 class StatusReport(BaseModel):
     """Everything at a glance. Times are seconds since the epoch; lists are bounded, ``more`` tells what they leave out.
 
-    ``repos``, ``jobs``, ``pull_counts`` and ``decisions`` count by state; ``publishing``: whether cards are written.
+    ``repos``, ``jobs``, ``pull_counts`` and ``decisions`` count by state; ``publishing``: whether cards are written;
+    ``unready``: what keeps the service from its work.
     """
 
     at: float
@@ -180,6 +181,7 @@ class StatusReport(BaseModel):
     config_problems: list[RepoProblem]
     disputes: list[Dispute]
     webhooks: WebhookCounts
+    unready: list[str] = Field(default_factory=list)
     more: dict[str, int] = Field(default_factory=dict)
 
     def public(self, *, hidden: set[str], secrets: Iterable[str] = ()) -> StatusReport:

@@ -27,6 +27,7 @@ from core.inspection import (
     int_of,
     str_of,
 )
+from core.model_shape import shape_of
 from core.overlap import flags_under, overlap_flag
 from core.provenance import base_models, imatrix_of, repo_id_of, source_of
 
@@ -76,6 +77,7 @@ def inspect(headers: Sequence[GGUFHeader], *, size_bytes: int, name: str, shards
         tokenizer_pre=str_of(kv.get("tokenizer.ggml.pre")),
         source=source_of(kv),
         shards_found=len(headers),
+        shape=shape_of(headers),
         audit_version=AUDIT_VERSION,
     )
     return inspection.model_copy(update={"flags": header_flags(inspection, headers, name=name)})

@@ -144,6 +144,8 @@ class TooLargeError(JobError):
 class SandboxError(JobError):
     """A stranger's file is not run here, since nothing would hold it."""
 
+    retryable = True
+
 
 class StorageError(QuantcardError):
     """The disk is full or the database can't be used."""
@@ -153,8 +155,15 @@ class StorageError(QuantcardError):
 
 
 def by_name(name: str) -> type[QuantcardError]:
-    """The error type called ``name``, or :class:`JobError` where there is none (an older or newer job)."""
+    """The error type that a measuring process names, or :class:`JobError` for one that is not its to tell.
+
+    It reads a stranger's file, and may say anything: that the Hub is away or a machine was lost, say, so that it is
+    tried again for a day.
+    """
     found = globals().get(name)
-    if isinstance(found, type) and issubclass(found, QuantcardError):
+    if isinstance(found, type) and issubclass(found, QuantcardError) and not issubclass(found, _NOT_A_JOBS):
         return found
     return JobError
+
+
+_NOT_A_JOBS = (HubError, BaselineGoneError, MachineLostError, DeadlineError, RunnerUnavailableError, SandboxError)

@@ -15,7 +15,7 @@ Group = Literal[
 ]  # fmt: skip
 GROUPS: tuple[Group, ...] = get_args(Group)
 #: Raised when the audit learns to see more: a stored one with a lower number is worth doing again.
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 #: Groups of the first version, which knew no parts.
 _OLD_GROUPS = {"ffn": "ffn_other", "experts": "experts_other"}
 
@@ -57,6 +57,28 @@ class Flag(_Model):
     detail: str
 
 
+class ModelShape(_Model):
+    """What a model's size in memory depends on; bytes are those of its tensors, widths are in values a token."""
+
+    n_layers: int
+    n_embd: int
+    n_vocab: int
+    n_heads: int
+    #: The widest thing that one layer makes of a token: a feed-forward part, the experts used together, a fused QKV.
+    widest: int
+    #: Of the K and the V cache, all layers together.
+    k_width: int
+    v_width: int
+    #: 32-bit values that state-space, RWKV and short-convolution layers keep for each sequence.
+    state_values: int
+    weights: int
+    largest_layer: int
+    #: Of embeddings, head and what else stands in no layer.
+    outside_layers: int
+    #: Of the tensors that a CPU may copy into another layout.
+    repacked: int
+
+
 class Inspection(_Model):
     """Everything ``quantcard inspect`` tells; sizes in bytes, ``bpw`` = 8 x tensor bytes / parameters."""
 
@@ -83,6 +105,8 @@ class Inspection(_Model):
     source: BaseModelRef | None = None
     #: How many of ``shards`` were there.
     shards_found: int | None = None
+    #: What its size in memory depends on; None before audit version 3, or where no layers are described.
+    shape: ModelShape | None = None
     audit_version: int = 1
 
     @model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""What a job needs and what a machine has; who fits where is decided in :mod:`core.sizes`. Pure values."""
+"""What a job needs (estimated in :mod:`core.sizes`) and what a machine has (:mod:`core.placing`). Pure values."""
 
 from __future__ import annotations
 
@@ -24,11 +24,21 @@ class Need:
     #: Weights of the largest layer, and of what stands outside the layers (embeddings, head).
     largest_layer: int = 0
     outside_layers: int = 0
+    #: The measuring process itself, with the vocabulary's tables; never on a GPU.
+    process: int = 0
+    #: Resident for a while on top, but let go of when memory is short: the file's pages of weights that the CPU keeps
+    #: in another layout.
+    reclaimable: int = 0
 
     @property
     def memory(self) -> int:
         """Bytes of main memory, everything on the CPU."""
-        return self.weights + self.kv_cache + self.logits + self.compute + self.baseline
+        return self.weights + self.kv_cache + self.logits + self.compute + self.baseline + self.process
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that the process may show as resident; a limit on it must not lie below."""
+        return self.memory + self.reclaimable
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,10 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a job is laid on a machine: layers on the GPUs (-1: all), and how many GPUs."""
+    """How a job is laid on a machine: layers on the GPUs (-1: all), and how many GPUs.
+
+    ``memory`` and ``vram`` are bytes: of main memory, and of the fullest GPU.
+    """
 
     n_gpu_layers: int
     n_gpus: int

@@ -11,14 +11,17 @@ from starlette.exceptions import HTTPException
 
 from . import (
     pages,
+    routes_buckets,
     routes_commit,
     routes_discussions,
     routes_files,
+    routes_jobs,
     routes_manage,
     routes_repo,
     routes_social,
     routes_upload,
     routes_webhooks,
+    routes_xet,
     web,
 )
 from .errors import HubError, RepoMoved
@@ -42,11 +45,19 @@ def create_app(
     tests. Webhooks go to loopback addresses only unless `remote_webhooks`. `app.state.hub` and
     `app.state.faults` lead to the parts.
     """
-    hub = Hub(Path(root), base_url=base_url, remote_webhooks=remote_webhooks, max_lfs_bytes=max_lfs_bytes)
+    faults = faults or Faults()
+    hub = Hub(
+        Path(root),
+        base_url=base_url,
+        remote_webhooks=remote_webhooks,
+        max_lfs_bytes=max_lfs_bytes,
+        job_faults=faults.jobs,
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        hub.jobs.stop()
         hub.dispatcher.stop()
 
     app = FastAPI(
@@ -58,11 +69,11 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.hub = hub
-    app.state.faults = faults or Faults()
+    app.state.faults = faults
     # The fixed addresses come before the pages, whose `/{owner}/{name}` would match nearly anything.
     for module in (
         routes_repo, routes_manage, routes_files, routes_upload, routes_commit,
-        routes_discussions, routes_webhooks, routes_social, pages,
+        routes_discussions, routes_webhooks, routes_social, routes_buckets, routes_xet, routes_jobs, pages,
     ):  # fmt: skip
         app.include_router(module.router)
     app.add_exception_handler(HubError, web.on_hub_error)
@@ -72,4 +83,5 @@ def create_app(
     app.add_middleware(web.PathMiddleware)
     app.add_middleware(RateLimitMiddleware, windows=Windows(quota or Quota()))
     app.add_middleware(FaultMiddleware, faults=app.state.faults)
+    app.add_middleware(web.DateMiddleware)
     return app

@@ -157,7 +157,7 @@ def hide_comment(discussion: Discussion, comment_id: str, who: Identity, owner: 
 
 def check_may_moderate(repo: Repo, discussion: Discussion, who: Identity) -> str:
     """Status and title are for the discussion's author and the repo's owner."""
-    name = who.require_write()
+    name = who.require_write("discussion.write", repo.repo_id)
     if name != discussion["author"] and not who.is_member(repo.owner):
         raise Forbidden("Forbidden: only the author or an owner of the repo can do this")
     return name

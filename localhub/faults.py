@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .job_faults import JobFaults
+
 _MAX_LOGGED = 100_000
 _MAX_WAITING_BODY = 64 * 1024 * 1024
 
@@ -22,13 +24,14 @@ class Fault:
 
     `delay` seconds pass; then, with `status`, that is the answer (with these `headers`, and no work is done);
     or with `drop` the connection is cut: `"before"` the work is done, or `"after"` it, when the caller cannot
-    know that it was.
+    know that it was; or with `cut_after` once that many bytes of the answer's body were sent.
     """
 
     status: int | None = None
     drop: Literal["before", "after"] | None = None
     delay: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
 
 
 Plan = Callable[[str, str], Fault | None]
@@ -95,6 +98,8 @@ class Faults:
         self.seen: list[tuple[str, str]] = []
         #: All requests, with a fault or without.
         self.requests = RequestLog()
+        #: What goes wrong with Jobs.
+        self.jobs = JobFaults()
 
     def _add(self, method: str, path: str, times: int, fault: Fault) -> None:
         with self._lock:
@@ -115,6 +120,10 @@ class Faults:
     def drop(self, path: str, *, times: int = 1, method: str = "*", work: bool = True) -> None:
         """Do the work (unless `work` is False), then cut the connection: the caller cannot know whether it was done."""
         self._add(method, path, times, Fault(drop="after" if work else "before"))
+
+    def cut(self, path: str, *, after: int, times: int = 1, method: str = "*") -> None:
+        """Cut the connection once so many bytes of the answer were sent."""
+        self._add(method, path, times, Fault(cut_after=after))
 
     def delay(self, path: str, *, seconds: float, times: int = 1, method: str = "*") -> None:
         """Wait before doing the work."""
@@ -169,7 +178,9 @@ class FaultMiddleware:
         fault = self._faults.take(scope["method"], scope["path"])
         if fault is not None and fault.delay:
             await anyio.sleep(fault.delay)
-        if fault is None or (fault.status is None and fault.drop is None):
+        if fault is not None and fault.cut_after is not None:
+            await self._app(scope, receive, _Cut(send, fault.cut_after))
+        elif fault is None or (fault.status is None and fault.drop is None):
             await self._app(scope, receive, send)
         elif fault.status is not None:
             await _answer(fault.status, fault.headers, send)
@@ -199,3 +210,21 @@ async def _read_off(receive: Receive) -> None:
 
 async def _swallow(message: Message) -> None:
     """A `send` that loses everything."""
+
+
+class _Cut:
+    """A `send` that passes on the beginning of an answer's body and loses the rest."""
+
+    def __init__(self, send: Send, after: int) -> None:
+        self._send = send
+        self._left = after
+
+    async def __call__(self, message: Message) -> None:
+        """The ASGI call."""
+        if message["type"] != "http.response.body":
+            await self._send(message)
+        elif self._left > 0:
+            piece = message.get("body", b"")[: self._left]
+            self._left -= len(piece)
+            # The answer is never said to be whole: the server closes the connection when nothing more comes.
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})

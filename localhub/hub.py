@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import json
 import secrets
 import shutil
 import time
@@ -11,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .auth import Users
+from .buckets import Buckets
 from .delivery import Dispatcher
 from .disk import Locks
-from .errors import Forbidden
+from .errors import Forbidden, Unauthorized
+from .job_faults import JobFaults
+from .jobs import Jobs
 from .payloads import event_payload
 from .pulls import RefChange
 from .repo_collections import Collections
@@ -46,6 +51,7 @@ class Hub:
         base_url: str | None = None,
         remote_webhooks: bool = False,
         max_lfs_bytes: int = DEFAULT_MAX_LFS,
+        job_faults: JobFaults | None = None,
     ) -> None:
         self.root = root
         self.base_url = base_url.rstrip("/") if base_url else None
@@ -57,6 +63,9 @@ class Hub:
         self.repos = Repos(root, self.locks)
         self.webhooks = Webhooks(root, self.locks)
         self.collections = Collections(root, self.locks)
+        self.buckets = Buckets(root, self.locks)
+        self.job_faults = job_faults or JobFaults()
+        self.jobs = Jobs(root, self.job_faults)
         self.dispatcher = Dispatcher(allow_remote=remote_webhooks)
         # A new one each start: an upload that a restart interrupts is asked for again by the client.
         self._upload_key = secrets.token_bytes(32)
@@ -73,6 +82,28 @@ class Hub:
         good = self._signature(repo.lock, sha256, size, expires)
         if not hmac.compare_digest(good.encode(), signature.encode()) or expires < time.time():
             raise Forbidden("This upload address is not valid, or has expired")
+
+    # keys to a bucket's bytes: Xet's API knows no users
+
+    def xet_expiry(self) -> int:
+        """When a key that is given out now expires."""
+        return int(time.time()) + _UPLOAD_VALID_S
+
+    def xet_token(self, bucket_id: str, mode: str, expires: int) -> str:
+        """A key to the bytes of a bucket: `read`, `write`, or `read ID` for one file."""
+        text = json.dumps([bucket_id, mode, expires, self._signature("xet", bucket_id, mode, expires)])
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def read_xet_token(self, token: str) -> tuple[str, str]:
+        """The bucket and the mode that a key is for; 401 unless this hub gave it out, a while ago at most."""
+        try:
+            bucket_id, mode, expires, signature = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+            good = self._signature("xet", bucket_id, mode, expires)
+            if hmac.compare_digest(good, signature) and expires > time.time():
+                return bucket_id, mode
+        except (ValueError, TypeError):
+            pass
+        raise Unauthorized("This key is not valid, or has expired")
 
     def _signature(self, *parts: object) -> str:
         return hmac.new(self._upload_key, repr(parts).encode(), hashlib.sha256).hexdigest()

@@ -23,6 +23,7 @@ _PR_REF = re.compile(r"refs/pr/([1-9][0-9]{0,8})")
 _RESERVED_OWNERS: Final = frozenset(
     {
         "api",
+        "buckets",
         "collections",
         "datasets",
         "spaces",
@@ -33,6 +34,7 @@ _RESERVED_OWNERS: Final = frozenset(
         "organizations",
         "users",
         "uploads",
+        "xet",
     }
 )
 _MAX_PATH_BYTES: Final = 1024

@@ -59,6 +59,7 @@ def check_may_commit(repo: Repo, who: Identity, revision: str) -> None:
     check_enabled(repo)
     ref = _target(repo, revision)
     num = pr_number(ref)
+    who.require_write("repo.write" if num is None else "discussion.write", repo.repo_id)
     if num is not None:
         pull = discussions.load(repo, num)
         if name != pull["author"] and not who.is_member(repo.owner):
@@ -95,7 +96,7 @@ def _commit_on(repo: Repo, who: Identity, base: str, request: CommitRequest) -> 
 
 def commit_as_pull(locks: Locks, repo: Repo, who: Identity, revision: str, request: CommitRequest) -> Committed:
     """Commit to a new pull request; `parentCommit` chooses what it is based on."""
-    author = who.require_write()
+    author = who.require_write("discussion.write", repo.repo_id)
     check_discussions(repo)
     if repo.store.ref_name(revision) != MAIN:
         raise BadRequest("A pull request can only be opened against main")
@@ -118,7 +119,7 @@ def open_discussion(
     locks: Locks, repo: Repo, who: Identity, *, title: str, text: str, pull_request: bool
 ) -> Discussion:
     """A discussion, or an empty pull request, which starts as a draft."""
-    author = who.require_write()
+    author = who.require_write("discussion.write", repo.repo_id)
     check_discussions(repo)
     with locks.hold(repo.lock):
         num = discussions.next_number(repo)

@@ -107,7 +107,7 @@ class Collections:
 
     def create(self, who: Identity, data: dict[str, Any]) -> Collection:
         """A new one in the caller's namespace or in one of their organisations."""
-        owner = check_owner(data.get("namespace") or who.require_write())
+        owner = check_owner(data.get("namespace") or who.require_write("collection.write"))
         _check_admin(who, owner)
         title = _text(data.get("title"), "title", _MAX_TITLE, empty=False)
         with self._locks.hold("collections"):
@@ -237,7 +237,7 @@ class Collections:
 
 
 def _check_admin(who: Identity, owner: str) -> None:
-    who.require_write()
+    who.require_write("collection.write")
     if not who.is_member(owner):
         raise Forbidden(f"Forbidden: you don't have the rights to change collections of {owner}")
 

@@ -54,7 +54,7 @@ def details(num: str, hub: HubDep, repo: RepoDep) -> dict[str, Any]:
 @router.post(_BASE)
 def create(request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body) -> dict[str, Any]:
     """Open a discussion, or an empty pull request as a draft."""
-    who.require_write()
+    who.require_write("discussion.write", repo.repo_id)
     data = json_object(body)
     made = pulls.open_discussion(
         hub.locks,
@@ -73,7 +73,7 @@ def create(request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body) -
 @router.post(_BASE + "/{num}/comment")
 def comment(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body) -> dict[str, Any]:
     """Comment."""
-    name = who.require_write()
+    name = who.require_write("discussion.write", repo.repo_id)
     check_discussions(repo)
     event = discussions.comment_event(name, discussions.check_text(json_object(body).get("comment")))
     with hub.locks.hold(repo.lock):
@@ -89,7 +89,7 @@ def edit(
     num: str, comment_id: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body
 ) -> dict[str, Any]:
     """Change the text of one's own comment."""
-    who.require_write()
+    who.require_write("discussion.write", repo.repo_id)
     text = discussions.check_text(json_object(body).get("content"))
     with hub.locks.hold(repo.lock):
         found = discussions.load(repo, _num(num))
@@ -102,7 +102,7 @@ def edit(
 @router.post(_BASE + "/{num}/comment/{comment_id}/hide")
 def hide(num: str, comment_id: str, request: Request, hub: HubDep, repo: RepoDep, who: Who) -> dict[str, Any]:
     """Hide a comment for good."""
-    who.require_write()
+    who.require_write("discussion.write", repo.repo_id)
     with hub.locks.hold(repo.lock):
         found = discussions.load(repo, _num(num))
         event = discussions.hide_comment(found, comment_id, who, repo.owner)
@@ -114,7 +114,7 @@ def hide(num: str, comment_id: str, request: Request, hub: HubDep, repo: RepoDep
 @router.post(_BASE + "/{num}/title")
 def title(num: str, request: Request, hub: HubDep, repo: RepoDep, who: Who, body: Body) -> dict[str, Any]:
     """Rename."""
-    who.require_write()
+    who.require_write("discussion.write", repo.repo_id)
     new = discussions.check_title(json_object(body).get("title"))
     with hub.locks.hold(repo.lock):
         found = discussions.load(repo, _num(num))

@@ -100,6 +100,7 @@ def create_repo(request: Request, hub: HubDep, who: Who, body: Body) -> dict[str
     data = json_object(body)
     repo_type, repo_id = check_repo_type(data.get("type")), _named(who, data)
     owner = repo_id.split("/")[0]
+    who.require_write("repo.write", repo_id)
     if not who.is_member(owner):
         raise Forbidden(f'You don\'t have the rights to create a {repo_type} under the namespace "{owner}"')
     settings: dict[str, Any] = {"private": bool(_visibility(data))}

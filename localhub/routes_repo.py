@@ -20,9 +20,10 @@ _COMMITS_PAGE = 50
 
 
 @router.get("/api/whoami-v2")
-def whoami(hub: HubDep, who: Who) -> dict[str, Any]:
+def whoami(hub: HubDep, who: Who, request: Request) -> dict[str, Any]:
     """Who the token belongs to."""
     name = who.require_user()
+    token = hub.users.token_facts(request.headers.get("authorization", ""))
     orgs = [
         {"type": "org", "id": auth.user_id(org), "name": org, "fullname": org, "roleInOrg": "write"} for org in who.orgs
     ]
@@ -33,7 +34,7 @@ def whoami(hub: HubDep, who: Who) -> dict[str, Any]:
         "fullname": name,
         "isPro": False,
         "orgs": orgs,
-        "auth": {"type": "access_token", "accessToken": {"displayName": who.token_name, "role": who.role}},
+        "auth": {"type": "access_token", "accessToken": token},
     }
 
 

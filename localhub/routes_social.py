@@ -46,7 +46,7 @@ def list_collections(request: Request, hub: HubDep, who: Who) -> list[dict[str, 
 @router.post("/api/collections")
 def create_collection(hub: HubDep, who: Who, body: Body) -> dict[str, Any]:
     """A new one; 409 where the owner has one of this title."""
-    who.require_write()
+    who.require_write("collection.write")
     return hub.collections.create(who, json_object(body))
 
 

@@ -40,7 +40,7 @@ def list_webhooks(hub: HubDep, who: Who) -> list[dict[str, Any]]:
 @router.post(_BASE)
 def create_webhook(hub: HubDep, who: Who, body: Body) -> dict[str, Any]:
     """A new one."""
-    who.require_write()
+    who.require_write("user.webhooks.write")
     data = json_object(body)
     _check_target(hub, data.get("url"))
     return {"webhook": _json(hub.webhooks.create(who, data))}

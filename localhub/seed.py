@@ -37,13 +37,16 @@ def create_user(
     role: Role = "write",
     is_org: bool = False,
     members: tuple[str, ...] = (),
+    fine_grained: Mapping[str, Any] | None = None,
 ) -> str:
     """Make a user and return the token (a random one unless given); again: one more token.
 
     With `is_org` an organisation of these members, which has no token of its own (`""` comes back).
     """
     root = Path(root)
-    return Users(root, Locks(root)).create(name, token=token, role=role, is_org=is_org, members=members)
+    return Users(root, Locks(root)).create(
+        name, token=token, role=role, is_org=is_org, members=members, fine_grained=fine_grained
+    )
 
 
 def create_repo(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from .app import create_app
 from .delivery import Dispatcher
 from .faults import Faults, RequestLog
+from .jobs import Jobs
 from .ratelimit import Quota
 
 DEFAULT_PORT = 8790
@@ -44,7 +45,9 @@ def _url(sock: socket.socket, host: str) -> str:
 
 def _server(app: FastAPI) -> uvicorn.Server:
     # h11: it closes the connection on an unfinished answer, which the lost-response fault relies on
-    config = uvicorn.Config(app, http="h11", log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, http="h11", log_level="warning", access_log=False, server_header=False, date_header=False
+    )
     config.timeout_graceful_shutdown = 5
     return uvicorn.Server(config)
 
@@ -93,6 +96,14 @@ class HubServer:
         dispatcher: Dispatcher = self._app.state.hub.dispatcher
         return dispatcher
 
+    @property
+    def jobs(self) -> Jobs:
+        """The Jobs of the running server."""
+        if self._app is None:
+            raise RuntimeError("The server was not started")
+        jobs: Jobs = self._app.state.hub.jobs
+        return jobs
+
     def start(self) -> HubServer:
         """Start, and return once it answers."""
         sock = _listen(self._host, self._port)
@@ -122,6 +133,8 @@ class HubServer:
     def stop(self) -> None:
         """Stop; harmless when it is stopped already."""
         if self._server is not None and self._thread is not None:
+            # First, since whoever follows a Job's logs holds a connection.
+            self.jobs.stop()
             self._server.should_exit = True
             self._thread.join(timeout=15)
         self._server = self._thread = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Any, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -14,7 +15,7 @@ from fastapi import Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .auth import Identity, check_readable
 from .commits import MAX_COMMIT_BODY
@@ -74,6 +75,24 @@ def split_revision(rest: str) -> tuple[str, str]:
     if parts[0] == "refs" and len(parts) >= 3:
         return "/".join(parts[:3]), unmask("/".join(parts[3:]))
     return unmask(parts[0]), unmask("/".join(parts[1:]))
+
+
+class DateMiddleware:
+    """Says when each answer was given. The server's own date may be a second old, and by it the client cuts logs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI call."""
+
+        async def dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = (b"date", formatdate(usegmt=True).encode())
+                message = {**message, "headers": [*message["headers"], date]}
+            await send(message)
+
+        await self._app(scope, receive, dated if scope["type"] == "http" else send)
 
 
 # dependencies

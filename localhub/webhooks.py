@@ -86,7 +86,7 @@ class Webhooks:
 
     def create(self, who: Identity, data: dict[str, Any]) -> Webhook:
         """A new webhook."""
-        name = who.require_write()
+        name = who.require_write("user.webhooks.write")
         hook: Webhook = {
             "id": random_id(),
             "user": name,
@@ -122,7 +122,7 @@ class Webhooks:
         return self._change(who, hook_id, {"disabled": disabled})
 
     def _change(self, who: Identity, hook_id: str, changes: dict[str, Any]) -> Webhook:
-        who.require_write()
+        who.require_write("user.webhooks.write")
         with self._locks.hold("webhooks"):
             hook = {**self.get(who, hook_id), **changes}
             self._save({**self._load(), hook_id: hook})
@@ -130,7 +130,7 @@ class Webhooks:
 
     def delete(self, who: Identity, hook_id: str) -> None:
         """Remove it."""
-        who.require_write()
+        who.require_write("user.webhooks.write")
         with self._locks.hold("webhooks"):
             self.get(who, hook_id)
             hooks = self._load()

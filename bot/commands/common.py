@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from core.contract import Machine, ProgressEvent, Result
 from core.errors import SettingsError
 from core.gguf_files import variant_name
 from core.repo_names import is_repo_id
+from core.sandbox.levels import Sandbox
 
 DbOption = Annotated[Path | None, typer.Option("--db", help="The database (QUANTCARD_DB).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -74,8 +76,17 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run_with_bar(spec: BaseModel, title: str, *, timeout: float = 7 * 24 * 3600.0) -> Result:
+@cache
+def _say_once(sentence: str) -> None:
+    say(sentence)
+
+
+def run_with_bar(
+    spec: BaseModel, title: str, *, timeout: float = 7 * 24 * 3600.0, sandbox: Sandbox | None = None
+) -> Result:
     """Run one job in its own process with a progress bar on stderr.
+
+    The file is the person's own, so it is run in the best sandbox there is, and where there is none, without.
 
     Raises:
         QuantcardError: the job's own error.
@@ -87,7 +98,7 @@ def run_with_bar(spec: BaseModel, title: str, *, timeout: float = 7 * 24 * 3600.
             bars.update(title, event)
 
         try:
-            return run_job(spec, timeout=timeout, on_progress=on_progress, stop=stop)
+            return run_job(spec, timeout=timeout, on_progress=on_progress, stop=stop, sandbox=sandbox, say=_say_once)
         except JobStopped:
             raise KeyboardInterrupt from None
 

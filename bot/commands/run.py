@@ -17,6 +17,10 @@ from bot.store import Store
 from bot.tables import out, rows_table
 from core.errors import QuantcardError
 
+UnsafeOption = Annotated[
+    bool, typer.Option("--unsafe-no-sandbox", help="Run strangers' files also where nothing would hold them.")
+]
+
 
 def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
     """One cycle with progress on stderr; returns its report and all rows.
@@ -56,10 +60,11 @@ def run_cycle(settings: Settings) -> tuple[CycleReport, list[Any]]:
 def run(
     once: Annotated[bool, typer.Option("--once", help="One whole cycle, then end.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, but write nothing to the Hub.")] = False,
+    unsafe: UnsafeOption = False,
     db: DbOption = None,
 ) -> None:
     """Poll, plan, measure until the queue is empty, publish, export; without --once again after each interval."""
-    settings = load_settings(db=db, dry_run=True if dry_run else None)
+    settings = load_settings(db=db, dry_run=dry_run or None, unsafe_no_sandbox=unsafe or None)
     if not once:
         serve_with(settings)
         return
@@ -74,10 +79,11 @@ def run(
 def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
+    unsafe: UnsafeOption = False,
     db: DbOption = None,
 ) -> None:
     """Run the service: timers, webhook endpoint, worker and leaderboard, until SIGTERM."""
-    serve_with(load_settings(db=db, host=host, port=port))
+    serve_with(load_settings(db=db, host=host, port=port, unsafe_no_sandbox=unsafe or None))
 
 
 def serve_with(settings: Settings) -> None:

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from bot.clock import SystemClock, iso
 from bot.commands.common import DbOption, JsonOption, print_json
+from bot.health import Health
 from bot.intake.view import view
+from bot.lock import held, holder_of
 from bot.publish.rows import current_rows
 from bot.settings import Settings, load_settings
 from bot.status import status_report
@@ -19,6 +21,7 @@ from bot.store import Store
 from bot.store.overview import Overview
 from bot.store.repos import Repo
 from bot.tables import out, rows_table
+from bot.vitals import Vitals
 from core.errors import SettingsError
 from core.repo_names import is_repo_id
 
@@ -33,10 +36,12 @@ def status(repo: RepoArgument = None, db: DbOption = None, as_json: JsonOption =
         if repo is not None:
             _one_repo(store, settings, repo, now=now, as_json=as_json)
             return
-        report = status_report(store, settings, now)
+        report = status_report(store, settings, now, unready=Health(settings, Vitals(started_at=now)).reasons())
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
+    runs = holder_of(settings.db) or "runs" if held(settings.db) else "does not run"
+    out.print(f"Service: {runs}", markup=False)
     _summary(report)
     _tables(report)
 
@@ -48,6 +53,8 @@ def _summary(report: StatusReport) -> None:
     def line(text: str) -> None:
         out.print(text, markup=False)
 
+    for reason in report.unready:
+        line(f"Not ready: {reason}")
     if report.paused:
         line(f"Writing is paused ({when(report.paused.at)}): {report.paused.reason or 'no reason given'}")
     elif not report.publishing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -148,6 +148,12 @@ class HubDoor(Protocol):
 
     def download(self, repo_id: str, path: str, *, revision: str, folder: Path, repo_type: str = "model") -> Path:
         """Fetch a file into a folder and return where it lies."""
+        ...
+
+    def stream(
+        self, repo_id: str, path: str, *, revision: str, offset: int, size: int, write: Callable[[bytes], object]
+    ) -> None:
+        """Hand a file's bytes from ``offset`` to its end at ``size`` to ``write``, in order and each once."""
         ...
 
     def my_pulls(self, repo_id: str) -> list[HubPull]:

@@ -26,9 +26,9 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from bot.hub.base import HubBase
 from bot.hub.budget import FILES
 from bot.hub.door import Comment, FileTooLargeError, HubPull, RepoDetail, RepoSummary, StatusChange
+from bot.hub.streams import HubStreams
 from core.errors import HubNotFoundError
 from core.gguf_files import RepoFile
 
@@ -40,7 +40,7 @@ _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _COMMENT_LIMIT = 65_536
 
 
-class HubReads(HubBase):
+class HubReads(HubStreams):
     """The reading half of the Hub."""
 
     def gguf_repos(self, owner: str) -> Iterator[RepoSummary]:

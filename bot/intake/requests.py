@@ -46,11 +46,14 @@ def submit(db: Path, text: str, person: str | None, *, clock: Clock, per_hour: i
                 )
             known = store.repos.repo(repo_id)
             if known and store.repos.variants(repo_id) and known.source == "follow":
+                if waiting := store.jobs.hurry(repo_id, now=now):
+                    said = f"{repo_id} is watched already; its {waiting} waiting jobs come sooner now."
+                    return RequestAck(accepted=True, message=said)
                 return RequestAck(
                     accepted=True, message=f"{repo_id} is watched already: new files are measured as they come."
                 )
             added = store.results.add_request(repo_id, person, now=now)
-            ahead = sum(store.jobs.counts().get(state, 0) for state in ("todo", "running"))
+            ahead = sum(store.jobs.counts().get(state, 0) for state in ("todo", "leased", "running"))
     except QuantcardError as error:
         return RequestAck(accepted=False, message=str(error))
     word = "Noted" if added else "Somebody asked for it before you"

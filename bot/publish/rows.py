@@ -15,6 +15,7 @@ from bot.intake.view import View
 from bot.publish.states import found_invalid, state_of, unread
 from bot.queue.plan import jobs_for
 from bot.store import Store
+from bot.store.changes import ENDED
 from bot.store.repos import Repo, Variant
 from core.audit import Flag, flags_under
 from core.canonical import canonical_json, fingerprint
@@ -59,7 +60,7 @@ def settled(store: Store, seen: View, protocol: Protocol, repo_id: str) -> bool:
     keys = [job.key for variant, choice in pairs for job in jobs_for(variant, choice, protocol)]
     found = store.jobs.by_keys(keys)
     return not any(unread(variant) for variant, _ in pairs) and all(
-        key in found and found[key].state in ("done", "dead") for key in keys
+        key in found and found[key].state in ENDED for key in keys
     )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from bot.intake.references import Choice
 from bot.queue.plan import measurable
+from bot.store.changes import UNDONE
 from bot.store.jobs import Job
 from bot.store.repos import Variant
 from core.dataset import RowState
 from core.errors import NonFiniteLogitsError
+from core.sizes import Kind
 
 
 def unread(variant: Variant) -> bool:
@@ -23,7 +25,7 @@ def state_of(
     *,
     has_quality: bool,
     has_speed: bool,
-    jobs: Mapping[str, Job],
+    jobs: Mapping[Kind, Job],
     imported: bool = False,
 ) -> tuple[RowState, str | None]:
     """A variant's state under a protocol, and the reason as a sentence.
@@ -39,18 +41,18 @@ def state_of(
     if choice.refused:
         return "failed", choice.refused
     job, speed = jobs.get("quality"), jobs.get("speed")
-    no_speed = f"No speed: {speed.error}" if speed and speed.state == "dead" and not has_speed else None
+    no_speed = f"No speed: {speed.error}" if speed and speed.state in UNDONE and not has_speed else None
     if choice.reference is None:
         return "no-reference", f"{choice.reason} {no_speed}" if no_speed else choice.reason
     if has_quality:
-        if imported and job and job.state == "dead":
+        if imported and job and job.state in UNDONE:
             return "measured", f"Not measured here: {job.error}"
         return "measured", no_speed
-    if job and job.state == "dead":
+    if job and job.state in UNDONE:
         return "failed", job.error
     return "waiting", None
 
 
 def found_invalid(job: Job | None) -> bool:
     """Whether a quality job ended with logits that are no numbers: a finding, which no imported figure hides."""
-    return job is not None and job.state == "dead" and job.error_type == NonFiniteLogitsError.__name__
+    return job is not None and job.state in UNDONE and job.error_type == NonFiniteLogitsError.__name__

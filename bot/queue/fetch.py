@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 import shutil
-import uuid
+import time
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from bot.hub.door import HubDoor
+from bot.queue.disk import DOOMED, PROMISE, Disk, locked, set_folder_aside, touch
 from bot.store.repos import Variant
-from core.canonical import sha256_file, write_atomic
-from core.errors import CorpusError, HubError, InputError, StorageError
+from core.canonical import sha256_file, storage_error, write_atomic
+from core.errors import CorpusError, HubError, InputError
+from core.gguf_files import RepoFile
 from core.protocol import CORPUS_SOURCES, CorpusSource, LocalSource, PackageSource, Protocol, Source
+from core.sandbox.child import JobStopped
+
+logger = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: No corpus is larger; an archive that says so is not opened.
 _CORPUS_LIMIT = 1 << 30
-_DOOMED = ".doomed-"
+#: Seconds between looks at a variant that somebody else is fetching.
+_LOCK_S = 0.1
+_READ = 1 << 20
 
 
 class DamagedDownloadError(HubError):
@@ -53,30 +62,63 @@ def _inside(folder: Path, name: str, variant: Variant) -> Path:
     return folder / pure
 
 
-def model_path(data: Path, variant: Variant, hub: HubDoor) -> Path:
+def model_path(
+    data: Path,
+    variant: Variant,
+    hub: HubDoor,
+    *,
+    disk: Disk | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    bytes_per_s: float | None = None,
+) -> Path:
     """The path of a variant's first file, fetched and checked.
+
+    What an earlier try left is gone on with, also that of a process that was killed. Somebody else who fetches the
+    same variant, here or in another process, is waited for.
+
+    Args:
+        disk: makes room where there is too little; without it there is room or there is not.
+        stop: asked often; once it is true, :class:`JobStopped` follows and what was fetched stays.
+        bytes_per_s: no faster than this.
 
     Raises:
         HubError: it could not be fetched.
         InputError: its names or identity can't be used for files here.
         StorageError: there is no room for it.
+        TooLargeError: it is larger than what we may take of the disk.
+        JobStopped: ``stop`` said so.
     """
     folder = model_folder(data, variant)
     paths = {file: _inside(folder, file.path, variant) for file in variant.files}
-    _make_room(folder, variant, [file.size for file, path in paths.items() if not _mark(path).exists()])
-    for file, path in paths.items():
-        if _mark(path).exists():
-            continue
-        fetched = hub.download(variant.repo_id, file.path, revision=variant.revision, folder=folder)
-        got = sha256_file(fetched)
-        if got != file.sha256 or fetched.resolve() != path.resolve():
-            fetched.unlink()
-            raise DamagedDownloadError(
-                f"{file.path} of {variant.repo_id} arrived damaged (sha256 {got[:12]}…, not {str(file.sha256)[:12]}…). "
-                "Look at the file on the Hub, then try the job again."
-            )
-        write_atomic(_mark(path), got)
-    return next(iter(paths.values()))
+    first = next(iter(paths.values()))
+    if not _is_whole(paths.values()):
+
+        def wait() -> None:
+            if stop():
+                raise JobStopped
+            time.sleep(_LOCK_S)
+
+        with locked(folder, wait=wait):
+            missing = {file: path for file, path in paths.items() if not _mark(path).exists()}
+            left = sum(max(0, file.size - _size_of(_part(path))) for file, path in missing.items())
+            if left:
+                (disk or Disk(data)).make_room(folder, left, wanted=variant.name)
+            for file, path in missing.items():
+                _fetch_file(hub, variant, file, path, _Pace(stop, bytes_per_s))
+            with suppress(OSError):
+                (folder / PROMISE).unlink()
+    touch(folder)
+    return first
+
+
+def is_fetched(data: Path, variant: Variant) -> bool:
+    """Whether all of a variant's files lie here, whole."""
+    folder = model_folder(data, variant)
+    return _is_whole(_inside(folder, file.path, variant) for file in variant.files)
+
+
+def _is_whole(paths: Iterable[Path]) -> bool:
+    return all(_mark(path).exists() for path in paths)
 
 
 def _mark(path: Path) -> Path:
@@ -84,16 +126,83 @@ def _mark(path: Path) -> Path:
     return path.with_name(f"{path.name}.ok")
 
 
-def _make_room(folder: Path, variant: Variant, sizes: list[int]) -> None:
+def _part(path: Path) -> Path:
+    """What has arrived of ``path`` so far."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _size_of(path: Path) -> int:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise StorageError(f"The model folder can't be used ({error.strerror}). Check the data folder.") from error
-    if (need := sum(sizes)) > free:
-        raise StorageError(
-            f"{variant.name} needs {need / 1e9:.1f} GB on disk, {free / 1e9:.1f} GB are free. Free some space."
-        )
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+class _Pace:
+    """Ends a download that is to stop, and slows one down that is too fast; called with every piece."""
+
+    def __init__(self, stop: Callable[[], bool], bytes_per_s: float | None) -> None:
+        self._stop, self._bytes_per_s = stop, bytes_per_s
+        self._began, self._bytes = time.monotonic(), 0
+
+    def __call__(self, n_bytes: int) -> None:
+        if self._stop():
+            raise JobStopped
+        self._bytes += n_bytes
+        if self._bytes_per_s:
+            due = self._began + self._bytes / self._bytes_per_s
+            while (wait := due - time.monotonic()) > 0:
+                time.sleep(min(wait, _LOCK_S))
+                if self._stop():
+                    raise JobStopped
+
+
+def _fetch_file(hub: HubDoor, variant: Variant, file: RepoFile, path: Path, pace: _Pace) -> None:
+    """Fetch one file beside ``path`` and put it there once its sha256 is right; a damaged one is fetched anew once."""
+    if file.sha256 is None:
+        raise InputError(f"{file.path} of {variant.repo_id} has no sha256 to be checked by; it can't be fetched.")
+    part = _part(path)
+    for last in (False, True):
+        try:
+            got = _go_on(hub, variant, file, part, pace)
+            if got == file.sha256:
+                part.replace(path)
+                write_atomic(_mark(path), got)
+                return
+            part.unlink()
+        except OSError as error:
+            raise storage_error(Path(file.path), error) from error
+        if last:
+            raise DamagedDownloadError(
+                f"{file.path} of {variant.repo_id} arrived damaged (sha256 {got[:12]}…, not {file.sha256[:12]}…). "
+                "Look at the file on the Hub, then try the job again."
+            )
+        logger.warning("%s of %s arrived damaged; it is fetched anew.", file.path, variant.repo_id)
+
+
+def _go_on(hub: HubDoor, variant: Variant, file: RepoFile, part: Path, pace: _Pace) -> str:
+    """Fetch what is missing of a file into ``part``; the sha256 of all that lies there then."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab+") as out:
+        if out.tell() > file.size:
+            out.truncate(0)
+        found = hashlib.sha256()
+        out.seek(0)
+        while piece := out.read(_READ):
+            pace(0)
+            found.update(piece)
+        at = out.seek(0, os.SEEK_END)
+
+        def write(piece: bytes) -> None:
+            pace(len(piece))
+            out.write(piece)
+            found.update(piece)
+
+        if at < file.size:
+            hub.stream(variant.repo_id, file.path, revision=variant.revision, offset=at, size=file.size, write=write)
+        out.flush()
+        os.fsync(out.fileno())
+    return found.hexdigest()
 
 
 def fetched_bytes(data: Path, variant: Variant) -> int:
@@ -108,19 +217,20 @@ def fetched_bytes(data: Path, variant: Variant) -> int:
 def set_aside(data: Path, *, keep: Collection[str]) -> None:
     """Rename the folders of variants whose keys are not in ``keep``, so that nobody takes their files for fetched.
 
-    Quick, to be called while no job can be claimed; :func:`evict` then takes its time.
+    Quick, to be called while no job can be claimed; :func:`evict` then takes its time. What is being fetched at this
+    moment stays.
     """
     root = data / "models"
     for folder in list(root.iterdir()) if root.is_dir() else []:
-        if folder.name not in keep and not folder.name.startswith(_DOOMED):
-            with suppress(OSError):
-                folder.rename(root / f"{_DOOMED}{uuid.uuid4().hex}")
+        if folder.name not in keep and not folder.name.startswith(DOOMED):
+            set_folder_aside(folder)
 
 
 def evict(data: Path) -> None:
     """Remove what was set aside (also what a killed worker left so)."""
-    for folder in list((data / "models").glob(f"{_DOOMED}*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    for kind in ("models", "baselines"):
+        for folder in list((data / kind).glob(f"{DOOMED}*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def corpus_path(

@@ -1,8 +1,10 @@
-"""Where the worker keeps what jobs make: baselines, per-token sidecars, checkpoints. All under the data folder."""
+"""Where the worker keeps what jobs make: baselines, per-token sidecars, unfinished work. All under the data folder."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,8 +17,9 @@ _SUFFIX: dict[BaselineFormat, str] = {"states": ".gguf", "logits": ".kld"}
 
 
 def baseline_path(data: Path, reference_key: str, protocol: Protocol, kind: BaselineFormat) -> Path:
-    """The baseline of a reference under a protocol."""
-    return data / "baselines" / f"{reference_key[:16]}-{protocol.fingerprint[:16]}{_SUFFIX[kind]}"
+    """The baseline of a reference under a protocol: in a folder of its own, with all that stands beside it."""
+    name = f"{reference_key[:16]}-{protocol.fingerprint[:16]}"
+    return data / "baselines" / name / f"{name}{_SUFFIX[kind]}"
 
 
 def fallback_path(out: Path) -> Path:
@@ -29,15 +32,29 @@ def tokens_path(data: Path, variant_key: str, protocol: Protocol) -> Path:
     return data / "tokens" / f"{variant_key[:16]}-{protocol.fingerprint[:16]}.parquet"
 
 
-def checkpoint_path(data: Path, job_key: str) -> Path:
-    """What a measurement has finished so far."""
-    return data / "checkpoints" / f"{job_key[:32]}.checkpoint"
+def work_folder(data: Path, job_key: str) -> Path:
+    """All that a job's process may write: what it makes, and what it has finished so far."""
+    return data / "work" / job_key[:32]
 
 
-def evict_unfinished(data: Path, *, older_than_s: float = _UNFINISHED_S) -> None:
-    """Remove what jobs that were never taken up again left behind."""
-    found = [*(data / "checkpoints").glob("*.checkpoint"), *(data / "baselines").glob(".*")]
-    for path in found:
+def drop_work(data: Path, job_key: str) -> None:
+    """Remove what a job that ended left."""
+    shutil.rmtree(work_folder(data, job_key), ignore_errors=True)
+
+
+def evict_unfinished(data: Path, *, keep: Collection[str] = (), older_than_s: float = _UNFINISHED_S) -> None:
+    """Remove what jobs that were never taken up again left behind.
+
+    Args:
+        keep: keys of open jobs.
+    """
+    kept = {work_folder(data, key).name for key in keep}
+    for path in (data / "work").glob("*"):
+        with suppress(OSError):
+            if path.name not in kept and time.time() - path.lstat().st_mtime > older_than_s:
+                shutil.rmtree(path)
+    # What an earlier quantcard left.
+    for path in [*(data / "checkpoints").glob("*.checkpoint"), *(data / "baselines").glob(".*")]:
         with suppress(OSError):
             if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
                 path.unlink()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from bot.intake.references import Choice
 from bot.store.jobs import NewJob
 from bot.store.repos import Variant
 from core.canonical import fingerprint
+from core.need import Need
 from core.protocol import Protocol
+from core.sizes import Kind, corrected, estimate
+from core.turns import Urgency
 
-#: A baseline before what waits for it, quality before speed.
-PRIORITY = {"baseline": 2, "quality": 1, "speed": 0}
+#: By architecture, how much of their estimates runs really took.
+Ratios = Callable[[str], Sequence[float]]
 
 
 def job_key(kind: str, *, variant_key: str, protocol: Protocol, reference_key: str | None) -> str:
@@ -24,7 +28,16 @@ def measurable(variant: Variant) -> bool:
     return variant.inspection is not None and variant.note is None
 
 
-def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJob]:
+def need_of(variant: Variant, protocol: Protocol, kind: Kind, reference: Variant | None, ratios: Ratios) -> Need | None:
+    """What a job takes, raised by what others of its architecture took; None where its header was not read."""
+    seen = variant.inspection
+    if seen is None:
+        return None
+    found = estimate(seen, protocol, kind, reference=reference.inspection if reference else None)
+    return corrected(found, ratios(seen.architecture or ""))
+
+
+def jobs_for(variant: Variant, choice: Choice, protocol: Protocol, *, urgency: Urgency = "back-fill") -> list[NewJob]:
     """Baseline (once per reference), quality and speed of one variant; a baseline stands before what waits for it.
 
     Whose reference it is does not matter to a key: one baseline serves all uploaders of a model.
@@ -42,7 +55,9 @@ def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJo
                 variant_id=reference.id,
                 reference_id=None,
                 protocol=protocol,
-                priority=PRIORITY["baseline"],
+                urgency=urgency,
+                owner=reference.repo_id.split("/")[0],
+                size_bytes=reference.size_bytes,
             )
         )
         jobs.append(
@@ -53,7 +68,9 @@ def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJo
                 reference_id=reference.id,
                 protocol=protocol,
                 depends_on_key=baseline_key,
-                priority=PRIORITY["quality"],
+                urgency=urgency,
+                owner=variant.repo_id.split("/")[0],
+                size_bytes=variant.size_bytes,
             )
         )
     jobs.append(
@@ -63,16 +80,32 @@ def jobs_for(variant: Variant, choice: Choice, protocol: Protocol) -> list[NewJo
             variant_id=variant.id,
             reference_id=None,
             protocol=protocol,
-            priority=PRIORITY["speed"],
+            urgency=urgency,
+            owner=variant.repo_id.split("/")[0],
+            size_bytes=variant.size_bytes,
         )
     )
     return jobs
 
 
-def plan(pairs: Iterable[tuple[Variant, Choice]], protocol: Protocol) -> list[NewJob]:
-    """All jobs of these variants, each key once, in an order in which dependencies come first."""
+def plan(
+    pairs: Iterable[tuple[Variant, Choice]],
+    protocol: Protocol,
+    *,
+    urgency: Urgency = "back-fill",
+    ratios: Ratios = lambda _: (),
+) -> list[NewJob]:
+    """All jobs of these variants, each key once, in an order in which dependencies come first.
+
+    Args:
+        ratios: by architecture, how much of their estimates runs really took.
+    """
     seen: dict[str, NewJob] = {}
     for variant, choice in pairs:
-        for job in jobs_for(variant, choice, protocol):
-            seen.setdefault(job.key, job)
+        for job in jobs_for(variant, choice, protocol, urgency=urgency):
+            if job.key in seen:
+                continue
+            of = choice.reference if job.kind == "baseline" and choice.reference else variant
+            beside = choice.reference if job.kind == "quality" else None
+            seen[job.key] = replace(job, need=need_of(of, protocol, job.kind, beside, ratios))
     return list(seen.values())

@@ -1,10 +1,14 @@
-"""The worker: claims a job, fetches what it needs, has it measured, writes down what came of it."""
+"""The worker: claims a job, fetches what it needs, has a runner measure it, writes down what came of it."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import hmac
 import logging
 import os
 import queue
+import secrets
 import socket
 import threading
 import time
@@ -12,51 +16,52 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bot.clock import Clock
 from bot.hub.door import HubDoor
-from bot.queue.fetch import corpus_path, evict, fetched_bytes, model_path, set_aside
-from bot.queue.places import baseline_path, checkpoint_path, evict_unfinished, fallback_path, tokens_path
+from bot.queue.collect import checked, collect
+from bot.queue.disk import touch
+from bot.queue.fetch import corpus_path, evict, fetched_bytes, model_folder, model_path, set_aside
+from bot.queue.needs import disk_of, remember_memory
+from bot.queue.places import drop_work, evict_unfinished, work_folder
 from bot.queue.plan import job_key
-from bot.queue.runners.local import JobStopped, run_job
+from bot.queue.runners.base import FETCHING, JobStopped, ModelSource, Runner, Stages, Task
+from bot.queue.specs import Asked, ask
+from bot.queue.watch import Halt, Watch
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.db import immediate
 from bot.store.jobs import Job
 from bot.store.repos import Variant
-from core.contract import (
-    BaselineResult,
-    BaselineSpec,
-    ProgressEvent,
-    QualityResult,
-    QualitySpec,
-    Result,
-    SpeedResult,
-    SpeedSpec,
-    result_adapter,
-)
+from core.contract import BaselineResult, Machine, ProgressEvent, QualityResult, Result, SpeedResult
 from core.errors import (
     BaselineError,
     BaselineGoneError,
-    HubRateLimitError,
-    HubUnreachableError,
+    DeadlineError,
     JobProtocolError,
     MeasurementDiedError,
     QuantcardError,
+    RunnerUnavailableError,
     StorageError,
 )
+from core.need import Capacity
 from core.protocol import CORPUS_SOURCES
+from core.retry import retry_class
 
 logger = logging.getLogger(__name__)
 
+#: What the system says where there is no room, or no place to write to.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EIO)
 #: Seconds between tries to store a result.
 _PAUSES = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """What a worker tells whoever watches: ``state`` is running (with progress), done, todo (again) or dead."""
+    """What a worker tells whoever watches.
+
+    ``state`` is running (with progress), done, todo (again), failed, cancelled or dead.
+    """
 
     job: Job
     variant: Variant
@@ -66,19 +71,33 @@ class JobEvent:
     cause: QuantcardError | None = None
 
 
+def machine_name() -> str:
+    """This machine, or this container of it: processes can be looked for by number within it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:
+        space = "0"
+    return f"{socket.gethostname()}:{space}"
+
+
 def worker_name() -> str:
     """A name for this worker's leases that no other one has, nor a later one in a container of the same name."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return f"{machine_name()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-class _Halt:
-    """A job's reasons to stop: we were asked to, or its lease went to another worker."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop, self.lost = stop, threading.Event()
-
-    def is_set(self) -> bool:
-        return self._stop.is_set() or self.lost.is_set()
+def alive(worker: str) -> bool | None:
+    """Whether a worker's process lives, if it is one of this machine's; None where that can't be known."""
+    mine = f"{machine_name()}:"
+    pid = worker.removeprefix(mine).split(":")[0]
+    if not worker.startswith(mine) or not pid.isdigit():
+        return None
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 class Worker:
@@ -87,6 +106,7 @@ class Worker:
     Args:
         store: its own connection (a heartbeat opens another one).
         hub: where files are fetched from.
+        runner: where they are measured.
         tell: called with every event, in this thread.
         stop: when set, the running job is put back and :meth:`run_one` returns.
     """
@@ -98,44 +118,76 @@ class Worker:
         settings: Settings,
         clock: Clock,
         *,
+        runner: Runner,
         tell: Callable[[JobEvent], None],
         stop: threading.Event,
     ) -> None:
         self._store, self._hub, self._settings, self._clock = store, hub, settings, clock
-        self._tell, self._stop = tell, stop
+        self._runner, self._tell, self._stop = runner, tell, stop
         self.name = worker_name()
+        self._stages, self._disk = stages_of(settings), disk_of(settings)
 
     def run_one(self) -> bool:
         """Run the next job, if one may start now. False when there was none."""
-        job = self._store.jobs.claim(self.name, now=self._clock.now(), lease=self._settings.lease_s)
+        capacity = self._runner.capacity()
+        job = self._store.leases.claim(
+            self.name,
+            now=self._clock.now(),
+            lease=self._settings.lease_s,
+            runner=self._runner.name,
+            memory=most_memory(capacity),
+            alive=alive,
+        )
         if job is None:
             return False
         variant = self._store.repos.variant(job.variant_id)
-        halt = _Halt(self._stop)
-        with _Heartbeat(self._settings, self._clock, job, self.name, halt.lost):
+        halt = Halt(self._stop)
+        with Watch(self._settings, self._clock, job, self.name, halt, self._stages) as watch:
             try:
-                self._run(job, variant, halt)
+                self._run(job, variant, halt, watch, capacity)
             except (JobStopped, KeyboardInterrupt) as stopped:
-                # Nothing happens here when the lease is another worker's by now.
-                self._store.jobs.release(job.id, self.name, reason="the worker was stopped", now=self._clock.now())
+                self._stopped(job, variant, halt)
                 if isinstance(stopped, KeyboardInterrupt):
                     raise
+            except StorageError as error:
+                # Nothing can be written down: its lease will run out, and what was measured is in its checkpoint.
+                logger.error("How job %d ended could not be stored: %s", job.id, error)
+                self._clock.sleep(_PAUSES[-1])
         self._clear_away()
         return True
 
-    def _run(self, job: Job, variant: Variant, halt: _Halt) -> None:
+    def _stopped(self, job: Job, variant: Variant, halt: Halt) -> None:
+        """Put down why a job was stopped. Nothing happens here when the lease is another worker's by now."""
+        if halt.reason == "deadline" and halt.deadline:
+            stage, limit = halt.deadline
+            said = f"It was {stage} for longer than {limit:.0f} s."
+            # A machine that does not come is nobody's fault in the job.
+            self._fail(job, variant, DeadlineError(said) if stage != "queued" else RunnerUnavailableError(said))
+            return
+        reason = "it was cancelled" if halt.reason == "cancelled" else "the worker was stopped"
+        kept = self._store.leases.release(job.id, self.name, reason=reason, now=self._clock.now())
+        if kept and halt.reason == "cancelled":
+            drop_work(self._settings.data, job.key)
+            self._tell(JobEvent(job, variant, "cancelled"))
+
+    def _run(self, job: Job, variant: Variant, halt: Halt, watch: Watch, capacity: Capacity) -> None:
         """Measure and write down what came of it; every error but a stop is the job's."""
-        progress = self._reporter(job, variant)
+
+        def progress(event: ProgressEvent) -> None:
+            watch.saw(event)
+            self._tell(JobEvent(job, variant, "running", progress=event))
+
         try:
             self._tell(JobEvent(job, variant, "running"))
-            try:
-                spec = self._spec(job, variant, halt, progress)
-            except (HubUnreachableError, HubRateLimitError, StorageError) as error:
-                # Nobody's fault in this job: the Hub is away, or our disk is full.
-                self._fail(job, variant, error, deferred=True)
+            asked = self._ask(job, variant, halt, progress, capacity)
+            if not self._store.leases.began(job.id, self.name, runner=self._runner.name, now=self._clock.now()):
                 return
-            result = run_job(spec, timeout=self._settings.job_timeout_s, on_progress=progress, stop=halt)
-            self._keep_patiently(job, variant, _checked(result, spec))
+            begun = time.monotonic()
+            result = self._runner.run(self._task(job, variant, asked), report=progress, stop=halt)
+            seconds = time.monotonic() - begun
+            found = collect(checked(result, asked.spec), asked.spec, to=asked.to)
+            self._keep_patiently(job, variant, found, seconds)
+            drop_work(self._settings.data, job.key)
         except JobStopped:
             raise
         except QuantcardError as error:
@@ -145,30 +197,19 @@ class Worker:
             self._fail(job, variant, error)
         except OSError as error:
             why = error.strerror or type(error).__name__
-            self._fail(job, variant, MeasurementDiedError(f"The measurement could not be run ({why})."))
+            kind = StorageError if error.errno in _OF_THE_DISK else MeasurementDiedError
+            self._fail(job, variant, kind(f"The measurement could not be run ({why})."))
         except Exception as error:
             logger.exception("Job %d ended in an error of ours.", job.id)
             said = f"An error inside quantcard ({type(error).__name__}); its log has more."
             self._fail(job, variant, JobProtocolError(said))
 
-    def _reporter(self, job: Job, variant: Variant) -> Callable[[ProgressEvent], None]:
-        told = [0.0]
-
-        def on_progress(event: ProgressEvent) -> None:
-            self._tell(JobEvent(job, variant, "running", progress=event))
-            now = self._clock.now()
-            if now - told[0] >= 1.0:
-                told[0] = now
-                try:
-                    self._store.jobs.heartbeat(job.id, self.name, now=now, lease=self._settings.lease_s, progress=event)
-                except StorageError as error:
-                    # Hours of measuring are not given up for a bar that stands still.
-                    logger.warning("The progress of job %d could not be noted: %s", job.id, error)
-
-        return on_progress
+    def _task(self, job: Job, variant: Variant, asked: Asked) -> Task:
+        source = ModelSource(variant.repo_id, variant.revision, tuple(variant.files))
+        return Task(job.run_id, nonce(self._store, job.run_id), asked.spec, source, job.need, self._stages)
 
     def _fetch(
-        self, variant: Variant, halt: _Halt, progress: Callable[[ProgressEvent], None], fetch: Callable[[], Path]
+        self, variant: Variant, halt: Halt, progress: Callable[[ProgressEvent], None], fetch: Callable[[], Path]
     ) -> Path:
         """Run ``fetch`` in a thread that a stop leaves behind: a download can't be interrupted, and may take hours."""
         done: queue.SimpleQueue[Path | BaseException] = queue.SimpleQueue()
@@ -190,7 +231,7 @@ class Worker:
                 if time.monotonic() - told >= 1.0:
                     told = time.monotonic()
                     so_far = fetched_bytes(self._settings.data, variant)
-                    progress(ProgressEvent(stage="fetching", done=so_far, total=variant.size_bytes))
+                    progress(ProgressEvent(stage=FETCHING, done=so_far, total=variant.size_bytes))
                 continue
             if isinstance(found, BaseException):
                 raise found
@@ -202,20 +243,14 @@ class Worker:
         key = job_key("baseline", variant_key=reference.key, protocol=job.protocol, reference_key=None)
         self._store.jobs.redo(key, reason=reason, now=self._clock.now())
 
-    def _spec(
-        self, job: Job, variant: Variant, halt: _Halt, progress: Callable[[ProgressEvent], None]
-    ) -> BaselineSpec | QualitySpec | SpeedSpec:
+    def _ask(
+        self, job: Job, variant: Variant, halt: Halt, progress: Callable[[ProgressEvent], None], capacity: Capacity
+    ) -> Asked:
         """The job's spec with real paths; fetches what is not there yet."""
-        data, protocol = self._settings.data, job.protocol
-        shared: dict[str, Any] = {
-            "n_batch": protocol.n_batch,
-            "n_ubatch": protocol.n_ubatch,
-            "type_k": protocol.type_k,
-            "type_v": protocol.type_v,
-            "flash_attn": protocol.flash_attn,
-            "machine": self._settings.machine,
-        }
+        settings, data, protocol = self._settings, self._settings.data, job.protocol
+        machine = self._machine(job, capacity)
         baseline: Path | None = None
+        corpus: Path | None = None
         if job.kind == "quality":
             assert job.reference_id is not None
             reference = self._store.repos.variant(job.reference_id)
@@ -224,66 +259,58 @@ class Worker:
                 self._record_again(job, reason="its file is gone")
                 raise BaselineGoneError(f"The baseline of {reference.name} is gone; it is recorded again.")
             baseline = Path(recorded.path)
-        model = self._fetch(variant, halt, progress, lambda: model_path(data, variant, self._hub))
+            if baseline.parent.name != "baselines":
+                touch(baseline.parent)
+        if self._runner.local_files:
+            model = self._fetch(
+                variant,
+                halt,
+                progress,
+                lambda: model_path(data, variant, self._hub, disk=self._disk, stop=halt.is_set),
+            )
+        else:
+            model = model_folder(data, variant) / Path(variant.files[0].path).name
         if job.kind == "baseline":
-            given = self._settings.corpus
+            given = settings.corpus
             known = protocol.corpus.sha256 in CORPUS_SOURCES
             # The operator's own file of protocols is only looked into where it is needed.
-            sources = CORPUS_SOURCES if known else self._settings.corpus_sources()
+            sources = CORPUS_SOURCES if known else settings.corpus_sources()
             corpus = self._fetch(
                 variant,
                 halt,
                 progress,
                 lambda: corpus_path(data, protocol, given=given, hub=self._hub, sources=sources),
             )
-            kind = "states" if protocol.scoring == "unclipped" else self._settings.baseline_format
-            return BaselineSpec(
-                reference=str(model),
-                corpus=str(corpus),
-                out=str(baseline_path(data, variant.key, protocol, kind)),
-                format=kind,
-                fallback=protocol.scoring == "llama-cpp",
-                n_ctx=protocol.n_ctx,
-                chunks=protocol.chunks,
-                # The reference with f16 always: what another KV cache does is what is measured.
-                **{**shared, "type_k": "f16", "type_v": "f16"},
-            )
-        if baseline is not None:
-            return QualitySpec(
-                model=str(model),
-                baseline=str(baseline),
-                as_llama_cpp=protocol.scoring == "llama-cpp",
-                tokens_out=str(tokens_path(data, variant.key, protocol)),
-                checkpoint=str(checkpoint_path(data, job.key)),
-                model_sha256=variant.key,
-                protocol=protocol,
-                **shared,
-            )
-        return SpeedSpec(
-            model=str(model),
-            n_prompt=[protocol.n_prompt],
-            n_gen=[protocol.n_gen],
-            n_depth=[protocol.n_depth],
-            repetitions=protocol.repetitions,
-            **shared,
-        )
+        try:
+            work_folder(data, job.key).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"The data folder can't be written ({error.strerror}). Check it.") from None
+        return ask(job, variant, settings, model=model, machine=machine, corpus=corpus, baseline=baseline)
 
-    def _keep_patiently(self, job: Job, variant: Variant, result: Result) -> None:
+    def _machine(self, job: Job, capacity: Capacity) -> Machine:
+        """How the job may use its machine: as the operator says, else as the model fits.
+
+        Raises:
+            TooLargeError: it does not fit.
+        """
+        return self._settings.machine
+
+    def _keep_patiently(self, job: Job, variant: Variant, result: Result, seconds: float) -> None:
         """Hours of measuring are not given up because the disk is full or the database busy at this moment."""
         for pause in _PAUSES:
             try:
-                self._keep(job, variant, result)
+                self._keep(job, variant, result, seconds)
                 return
             except StorageError as error:
                 logger.warning("The result of job %d could not be stored yet: %s", job.id, error)
                 self._clock.sleep(pause)
-        self._keep(job, variant, result)
+        self._keep(job, variant, result, seconds)
 
-    def _keep(self, job: Job, variant: Variant, result: Result) -> None:
+    def _keep(self, job: Job, variant: Variant, result: Result, seconds: float) -> None:
         """Write the result and the job's end in one transaction; nothing if the job was taken over meanwhile."""
         now = self._clock.now()
         with immediate(self._store.db):
-            if not self._store.jobs.finish(job.id, self.name, now=now):
+            if not self._store.leases.finish(job.id, self.name, now=now, seconds=seconds):
                 logger.warning("Job %d was taken over; its result is left to the other worker.", job.id)
                 return
             if isinstance(result, BaselineResult):
@@ -293,87 +320,57 @@ class Worker:
                 self._store.results.save_measurement(
                     variant.key, job.protocol.fingerprint, result, reference_key=reference, job_id=job.id, now=now
                 )
+                if isinstance(result, SpeedResult) and variant.inspection:
+                    remember_memory(self._store, job, variant.inspection.architecture, result)
         self._tell(JobEvent(job, variant, "done"))
 
-    def _fail(self, job: Job, variant: Variant, error: QuantcardError, *, deferred: bool = False) -> None:
+    def _fail(self, job: Job, variant: Variant, error: QuantcardError) -> None:
         # The reason may stand on a card: where our folders are is nobody's business.
         reason = str(error).replace(f"{self._settings.data}{os.sep}", "")
-        state = self._store.jobs.fail(
+        state = self._store.leases.fail(
             job.id,
             self.name,
             error_type=type(error).__name__,
             reason=reason,
-            retryable=error.retryable,
+            retry=retry_class(error),
             now=self._clock.now(),
-            deferred=deferred,
         )
-        if state:
-            self._tell(JobEvent(job, variant, state, error=reason, cause=error))
+        if state is None:
+            return
+        if state != "todo":
+            drop_work(self._settings.data, job.key)
+        self._tell(JobEvent(job, variant, state, error=reason, cause=error))
 
     def _clear_away(self) -> None:
         """Remove model files that no open job needs."""
         # No job can be claimed while we look: a file that somebody is about to use is not taken away.
         with immediate(self._store.db):
-            needed = {self._store.repos.variant(i).key for i in self._store.jobs.open_files()}
-            set_aside(self._settings.data, keep=needed)
+            there = [path.name for path in (self._settings.data / "models").glob("*")]
+            set_aside(self._settings.data, keep=self._store.standing.wanted_of(there))
         evict(self._settings.data)
-        evict_unfinished(self._settings.data)
+        evict_unfinished(self._settings.data, keep=self._store.standing.open_keys())
 
 
-_RESULT_OF = {"baseline": BaselineResult, "quality": QualityResult, "speed": SpeedResult}
+def most_memory(capacity: Capacity) -> int | None:
+    """The most bytes that a job may need to fit a runner's machine; None: any."""
+    return None if capacity.memory is None else capacity.memory + sum(capacity.vram)
 
 
-def _checked(result: Result, spec: BaselineSpec | QualitySpec | SpeedSpec) -> Result:
-    """The result, if it is of the kind that was asked for and can be stored and read again.
-
-    It comes from a process that read a stranger's file: a figure that is NaN would be stored as null and stop
-    every later reader, and a path would be used as ours.
-    """
-    if not isinstance(result, _RESULT_OF[spec.kind]):
-        raise JobProtocolError(f"The measuring process answered a {spec.kind} job with something else.")
-    try:
-        found: Result = result_adapter.validate_json(result.model_dump_json())
-    except ValueError:
-        raise JobProtocolError("The measuring process gave figures that are no numbers.") from None
-    if isinstance(found, BaselineResult) and isinstance(spec, BaselineSpec):
-        out = Path(spec.out)
-        return found.model_copy(
-            update={"path": str(out if found.format == spec.format else fallback_path(out)), "head_path": None}
-        )
-    if isinstance(found, QualityResult) and isinstance(spec, QualitySpec):
-        name = Path(spec.tokens_out).name if spec.tokens_out and found.tokens_sha256 else None
-        if found.scoring != ("llama-cpp" if spec.as_llama_cpp else found.scoring):
-            raise JobProtocolError("The measuring process answered with figures of another scoring.")
-        return found.model_copy(update={"tokens_path": name, "imported": None})
-    if isinstance(found, SpeedResult):
-        return found.model_copy(update={"imported": None})
-    return found
+def stages_of(settings: Settings) -> Stages:
+    """How long each stage may take."""
+    return Stages(
+        queued=settings.queue_timeout_s,
+        fetching=settings.fetch_timeout_s,
+        measuring=settings.job_timeout_s,
+        uploading=settings.upload_timeout_s,
+    )
 
 
-class _Heartbeat:
-    """Prolongs a job's lease from a thread of its own while the job runs; ``lost`` is set when it is gone."""
-
-    def __init__(self, settings: Settings, clock: Clock, job: Job, worker: str, lost: threading.Event) -> None:
-        self._settings, self._clock, self._job, self._worker, self._lost = settings, clock, job, worker, lost
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        lease = self._settings.lease_s
-        while not self._done.wait(lease / 4):
-            try:
-                with Store(self._settings.db) as store:
-                    kept = store.jobs.heartbeat(self._job.id, self._worker, now=self._clock.now(), lease=lease)
-            except QuantcardError as error:
-                logger.warning("The lease of job %d could not be prolonged: %s", self._job.id, error)
-                continue
-            if not kept and not self._done.is_set() and not self._lost.is_set():
-                logger.warning("Job %d was taken over by another worker; it is stopped here.", self._job.id)
-                self._lost.set()
+def nonce(store: Store, run_id: str) -> str:
+    """What a run's result has to come with: the same after a restart, and known to nobody who has not our database."""
+    secret = store.results.get("queue:secret")
+    if not secret:
+        with immediate(store.db):
+            secret = store.results.get("queue:secret") or secrets.token_hex(32)
+            store.results.put("queue:secret", secret)
+    return hmac.new(bytes.fromhex(secret), run_id.encode(), hashlib.sha256).hexdigest()[:32]

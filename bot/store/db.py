@@ -8,12 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlite_utils import Database
+import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
+from bot.store.turnstile import PATIENCE_S, Turnstile
 from core.errors import StorageError
 
 migrations = Migrations("quantcard")
+
+
+class Database(sqlite_utils.Database):
+    """A connection whose writers wait in a line."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        super().__init__(connection)
+        self.turnstile = Turnstile(path)
+
+    def close(self) -> None:
+        """Close the connection."""
+        super().close()
+        self.turnstile.close()
 
 
 def open_database(path: Path) -> Database:
@@ -25,12 +39,12 @@ def open_database(path: Path) -> Database:
     connection: sqlite3.Connection | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None)
         _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA busy_timeout=30000")
-        db = Database(connection)
+        connection.execute(f"PRAGMA busy_timeout={int(1000 * PATIENCE_S)}")
+        db = Database(connection, path)
         # Most openings find all done, and must not wait for a writer to see that.
         if not _up_to_date(db, path):
             with immediate(db):
@@ -82,10 +96,20 @@ def immediate(db: Database) -> Iterator[Database]:
     if db.conn.in_transaction:
         yield db
         return
+    with db.turnstile.turn() as patience:
+        yield from _immediate(db, patience)
+
+
+def _immediate(db: Database, patience: float) -> Iterator[Database]:
     try:
+        if patience < PATIENCE_S - 1:
+            db.conn.execute(f"PRAGMA busy_timeout={int(1000 * patience)}")
         db.conn.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
         raise StorageError(f"The database is busy or can't be written ({error}).") from error
+    finally:
+        if patience < PATIENCE_S - 1:
+            db.conn.execute(f"PRAGMA busy_timeout={int(1000 * PATIENCE_S)}")
     try:
         yield db
         db.conn.execute("COMMIT")
@@ -98,6 +122,23 @@ def immediate(db: Database) -> Iterator[Database]:
     except BaseException:
         _roll_back(db)
         raise
+
+
+@contextmanager
+def brisk(db: Database) -> Iterator[Database]:
+    """A write transaction that is not waited for to reach the disk, for what a power failure may undo: leases.
+
+    The order of transactions is kept, and the next one by :func:`immediate` takes those before it to the disk.
+    """
+    if db.conn.in_transaction:
+        yield db
+        return
+    db.conn.execute("PRAGMA synchronous=NORMAL")
+    try:
+        with immediate(db):
+            yield db
+    finally:
+        db.conn.execute("PRAGMA synchronous=FULL")
 
 
 def _roll_back(db: Database) -> None:
@@ -252,4 +293,53 @@ def m003_the_bot(db: Database) -> None:
         "CREATE TRIGGER measured AFTER INSERT ON measurements BEGIN "
         + touch.format("NEW.created_at", "key = NEW.variant_key")
         + " END"
+    )
+
+
+@migrations()
+def m004_the_queue(db: Database) -> None:
+    """Turns, stages, runners, needs and measured durations of jobs; ``blocked``: 1 by its baseline, 2 by a delay."""
+    statements = """
+    ALTER TABLE jobs ADD COLUMN urgency INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN turn REAL NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN run INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN need TEXT;
+    ALTER TABLE jobs ADD COLUMN need_memory INTEGER;
+    ALTER TABLE jobs ADD COLUMN runner TEXT;
+    ALTER TABLE jobs ADD COLUMN stage TEXT;
+    ALTER TABLE jobs ADD COLUMN began_at REAL;
+    ALTER TABLE jobs ADD COLUMN seconds REAL;
+    ALTER TABLE jobs ADD COLUMN cancel TEXT;
+    UPDATE jobs SET turn = created_at - 86400.0 * priority, owner = COALESCE((SELECT
+      substr(v.repo_id, 1, instr(v.repo_id, '/') - 1) FROM variants v WHERE v.id = jobs.variant_id), ''),
+      size_bytes = COALESCE((SELECT v.size_bytes FROM variants v WHERE v.id = jobs.variant_id), 0),
+      blocked = CASE WHEN state <> 'todo' THEN 0
+        WHEN EXISTS (SELECT 1 FROM jobs d WHERE d.id = jobs.depends_on AND d.state <> 'done') THEN 1
+        WHEN not_before > 0 THEN 2 ELSE 0 END;
+    DROP INDEX jobs_by_state;
+    CREATE INDEX jobs_by_state ON jobs(state, updated_at);
+    CREATE INDEX jobs_ready ON jobs(turn, id) WHERE state = 'todo' AND blocked = 0;
+    CREATE INDEX jobs_delayed ON jobs(not_before) WHERE state = 'todo' AND blocked = 2;
+    CREATE INDEX jobs_leased ON jobs(lease_until) WHERE state IN ('leased', 'running');
+    CREATE INDEX jobs_by_parent ON jobs(depends_on) WHERE depends_on IS NOT NULL;
+    CREATE INDEX jobs_in_turn ON jobs(turn, id) WHERE state = 'todo';
+    CREATE INDEX jobs_by_owner ON jobs(owner, urgency, turn) WHERE state = 'todo';
+    CREATE INDEX jobs_measured ON jobs(kind, updated_at) WHERE seconds IS NOT NULL;
+    CREATE INDEX job_events_by_job ON job_events(job_id);
+    DROP TRIGGER job_ended
+    """
+    for statement in statements.split(";"):
+        if statement.strip():
+            db.conn.execute(statement)
+    db.conn.execute(
+        "CREATE TRIGGER job_ended AFTER UPDATE OF state ON jobs "
+        "WHEN NEW.state IN ('done', 'failed', 'cancelled', 'dead') BEGIN "
+        "INSERT INTO publishing (repo_id, key, action, reason, at, next_at) "
+        "SELECT DISTINCT repo_id, '', 'new', '', 0, NEW.updated_at FROM variants WHERE id = NEW.variant_id "
+        "ON CONFLICT (repo_id) DO UPDATE SET touched = touched + 1, "
+        "next_at = MIN(COALESCE(next_at, excluded.next_at), excluded.next_at); END"
     )

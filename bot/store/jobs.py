@@ -1,31 +1,28 @@
-"""The queue's table: todo → running → done | dead, with leases, heartbeats, retries and an event for each change.
+"""The queue's table: todo → leased → running → done | failed | cancelled | dead, an event row for each change.
 
-A job is claimed by whoever writes its lease first. A lease that runs out (its worker died) puts the job back.
-Retryable failures come back later, others are dead at once, with the reason.
+``failed`` is a job's own fault (a broken file), ``dead`` one whose tries are used up or whose baseline never came.
+Who has which job is :mod:`bot.store.leases`'; where a job stands in the queue is :mod:`bot.store.standing`'s.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlite_utils import Database
 
+from bot.store.changes import BY_BASELINE, ENDED, TAKEN, UNDONE, again, end, marks, note_event
 from bot.store.db import immediate
 from core.contract import ProgressEvent
+from core.need import Need
 from core.protocol import Protocol
+from core.sizes import Kind
+from core.turns import URGENCIES, Urgency, turn
 
-#: Attempts before a retryable failure is dead.
-MAX_ATTEMPTS = 3
-#: Deferrals before a Hub that does not answer (or a full disk) makes a job dead: with the delays below, a day.
-MAX_DEFERRALS = 32
-#: Seconds before the second attempt; doubled for each further one, up to :data:`MAX_BACKOFF`.
-BACKOFF = 5.0
-MAX_BACKOFF = 3600.0
 #: Errors of a file that lay in one repo and may be had from another one.
-_ELSEWHERE = ("HubError", "HubNotFoundError", "HubAuthError")
+_ELSEWHERE = ("HubError", "HubNotFoundError", "HubAuthError", "HubGatedError")
 #: Of variants that are not in a repo any more.
 _GONE = "SELECT id FROM variants WHERE state != 'current'"
 
@@ -35,21 +32,29 @@ class NewJob:
     """A job to be queued; ``key`` makes queueing it twice one job."""
 
     key: str
-    kind: str
+    kind: Kind
     variant_id: int
     reference_id: int | None
     protocol: Protocol
     depends_on_key: str | None = None
-    priority: int = 0
+    urgency: Urgency = "back-fill"
+    owner: str = ""
+    size_bytes: int = 0
+    need: Need | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stored job."""
+    """A stored job.
+
+    ``run`` counts the runs that ended badly, so that (key, run) names one run; ``turn`` is its place on the queue's
+    clock (:mod:`core.turns`); ``blocked`` says that its baseline is waited for (1) or that it is put off (2);
+    ``seconds`` is how long measuring took.
+    """
 
     id: int
     key: str
-    kind: str
+    kind: Kind
     variant_id: int
     reference_id: int | None
     protocol: Protocol
@@ -60,6 +65,25 @@ class Job:
     error: str | None
     progress: ProgressEvent | None
     updated_at: float
+    run: int = 0
+    lost: int = 0
+    urgency: Urgency = "back-fill"
+    owner: str = ""
+    turn: float = 0.0
+    blocked: int = 0
+    size_bytes: int = 0
+    need: Need | None = None
+    runner: str | None = None
+    stage: str | None = None
+    began_at: float | None = None
+    seconds: float | None = None
+    cancel: str | None = None
+    created_at: float = 0.0
+
+    @property
+    def run_id(self) -> str:
+        """The idempotency key of its present run: [a-z0-9-], 48 characters at most."""
+        return f"{self.key[:40]}-{self.run}"
 
 
 class Jobs:
@@ -71,43 +95,83 @@ class Jobs:
     def add(self, jobs: list[NewJob], *, now: float) -> int:
         """Queue jobs that are not there yet; a dependency must come before what depends on it. Returns how many.
 
-        A job whose file has left the repo it was found in is moved to where it lies now.
+        All jobs of one variant get the same turn, so that its file is fetched once. A job that waits already and is
+        asked for more urgently moves up, and takes what it waits for along. A job whose file has left the repo it was
+        found in is moved to where it lies now.
         """
         added = 0
+        turns: dict[int, float] = {}
         with immediate(self._db):
             for job in jobs:
+                urgency = URGENCIES.index(job.urgency)
+                if job.variant_id not in turns:
+                    turns[job.variant_id] = self._turn(job.owner, urgency, job.size_bytes, now)
                 parent = self._by_key(job.depends_on_key) if job.depends_on_key else None
+                waits = parent is not None and parent["state"] != "done"
                 cursor = self._db.conn.execute(
-                    "INSERT INTO jobs (key, kind, variant_id, reference_id, protocol, priority, depends_on, "
-                    "created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+                    "INSERT INTO jobs (key, kind, variant_id, reference_id, protocol, urgency, owner, turn, "
+                    "size_bytes, need, need_memory, depends_on, blocked, created_at, updated_at) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                     (
                         job.key,
                         job.kind,
                         job.variant_id,
                         job.reference_id,
                         job.protocol.model_dump_json(),
-                        job.priority,
+                        urgency,
+                        job.owner,
+                        turns[job.variant_id],
+                        job.size_bytes,
+                        json.dumps(asdict(job.need)) if job.need else None,
+                        job.need.memory if job.need else None,
                         parent["id"] if parent else None,
+                        BY_BASELINE if waits else 0,
                         now,
                         now,
                     ),
                 )
                 if cursor.rowcount:
                     added += 1
-                    self._event(int(cursor.lastrowid or 0), "todo", None, now)
+                    new = int(cursor.lastrowid or 0)
+                    note_event(self._db, new, "todo", f"queued: {job.urgency}", now=now)
+                    if parent and parent["state"] in UNDONE:
+                        reason = f"Its baseline could not be recorded: {parent['error']}"
+                        end(self._db, new, "dead", reason=reason, error_type="Dependency", now=now)
                 else:
                     self._move(job, now)
+                    self._hurry("key", job.key, urgency, turns[job.variant_id])
+                if parent and waits:
+                    self._hurry("key", job.depends_on_key, urgency, turns[job.variant_id])
         return added
+
+    def _turn(self, owner: str, urgency: int, size_bytes: int, now: float) -> float:
+        last = self._db.conn.execute(
+            "SELECT MAX(turn) FROM jobs INDEXED BY jobs_by_owner WHERE owner = ? AND urgency = ? AND state = 'todo'",
+            (owner, urgency),
+        ).fetchone()[0]
+        return turn(now=now, last=last, urgency=URGENCIES[urgency], size_bytes=size_bytes)
+
+    def _hurry(self, column: str, value: object, urgency: int, at: float) -> None:
+        """Let a waiting job's turn come as early as that of the job that wants it."""
+        self._db.conn.execute(
+            f"UPDATE jobs SET turn = ?, urgency = MAX(urgency, ?) WHERE {column} = ? AND state = 'todo' AND turn > ?",
+            (at, urgency, value, at),
+        )
 
     def _move(self, job: NewJob, now: float) -> None:
         """Point a job that was not run at this variant, if the one it points at is gone (the same file elsewhere)."""
-        self._db.conn.execute(
-            "UPDATE jobs SET variant_id = ?, reference_id = ?, updated_at = ?, "
-            "attempts = CASE state WHEN 'dead' THEN 0 ELSE attempts END, state = 'todo' "
-            f"WHERE key = ? AND (variant_id IN ({_GONE}) OR reference_id IN ({_GONE})) "
-            f"AND (state = 'todo' OR (state = 'dead' AND error_type IN ({','.join('?' * len(_ELSEWHERE))})))",
-            (job.variant_id, job.reference_id, now, job.key, *_ELSEWHERE),
+        rows = self._db.query(
+            f"SELECT id, state FROM jobs WHERE key = ? AND (variant_id IN ({_GONE}) OR reference_id IN ({_GONE})) "
+            f"AND (state = 'todo' OR (state IN {UNDONE} AND error_type IN ({marks(_ELSEWHERE)})))",
+            (job.key, *_ELSEWHERE),
         )
+        for row in list(rows):
+            self._db.conn.execute(
+                "UPDATE jobs SET variant_id = ?, reference_id = ?, owner = ?, updated_at = ? WHERE id = ?",
+                (job.variant_id, job.reference_id, job.owner, now, row["id"]),
+            )
+            if row["state"] != "todo":
+                again(self._db, row["id"], reason="its file lies elsewhere too", now=now)
 
     def withdraw_outdated(self) -> int:
         """Take waiting jobs of files that were replaced or removed out of the queue; returns how many.
@@ -124,116 +188,70 @@ class Jobs:
                 ).rowcount
         return withdrawn
 
-    def claim(self, worker: str, *, now: float, lease: float) -> Job | None:
-        """Take the next job that may start, by priority and age, or None; dead dependencies are passed on first."""
-        with immediate(self._db):
-            self._recover(now)
-            self._bury_dependents(now)
-            for row in self._db.query(
-                "SELECT j.* FROM jobs j LEFT JOIN jobs d ON d.id = j.depends_on WHERE j.state = 'todo' "
-                "AND j.not_before <= ? AND (d.id IS NULL OR d.state = 'done') "
-                "ORDER BY j.priority DESC, j.id LIMIT 1",
-                (now,),
-            ):
-                self._db.conn.execute(
-                    "UPDATE jobs SET state = 'running', lease_owner = ?, lease_until = ?, attempts = attempts + 1, "
-                    "updated_at = ?, progress = NULL WHERE id = ?",
-                    (worker, now + lease, now, row["id"]),
-                )
-                self._event(row["id"], "running", worker, now)
-                return _job({**row, "state": "running", "attempts": row["attempts"] + 1})
-        return None
-
-    def heartbeat(
-        self, job_id: int, worker: str, *, now: float, lease: float, progress: ProgressEvent | None = None
-    ) -> bool:
-        """Prolong the lease and note the progress; False if the job is no longer this worker's."""
-        with immediate(self._db):
-            cursor = self._db.conn.execute(
-                "UPDATE jobs SET lease_until = ?, updated_at = ?, progress = COALESCE(?, progress) "
-                "WHERE id = ? AND lease_owner = ? AND state = 'running'",
-                (now + lease, now, progress.model_dump_json() if progress else None, job_id, worker),
-            )
-            return cursor.rowcount > 0
-
-    def finish(self, job_id: int, worker: str, *, now: float) -> bool:
-        """Mark done; False (and nothing changes) if the job is no longer this worker's."""
-        return self._leave(job_id, worker, "done", None, now)
-
-    def release(self, job_id: int, worker: str, *, reason: str, now: float) -> bool:
-        """Put an interrupted job back as if it had not been started."""
-        with immediate(self._db):
-            if not self._leave(job_id, worker, "todo", reason, now):
-                return False
-            self._db.conn.execute(
-                "UPDATE jobs SET attempts = MAX(attempts - 1, 0), not_before = ? WHERE id = ?", (now, job_id)
-            )
-            return True
-
-    def fail(
-        self,
-        job_id: int,
-        worker: str,
-        *,
-        error_type: str,
-        reason: str,
-        retryable: bool,
-        now: float,
-        deferred: bool = False,
-    ) -> str | None:
-        """Record a failure: back to todo with a delay while attempts are left and it may help, else dead.
-
-        A ``deferred`` job could not even start (no Hub, no disk space): that is no attempt, and may take a day.
-        Returns the new state, or None if the job is no longer this worker's.
-        """
-        with immediate(self._db):
-            row = next(iter(self._db.query("SELECT attempts, deferrals FROM jobs WHERE id = ?", (job_id,))), None)
-            if row is None:
-                return None
-            tries, limit = (row["deferrals"] + 1, MAX_DEFERRALS) if deferred else (row["attempts"], MAX_ATTEMPTS)
-            again = retryable and tries < limit
-            state = "todo" if again else "dead"
-            if not self._leave(job_id, worker, state, reason, now):
-                return None
-            delay = min(BACKOFF * 2 ** (tries - 1), MAX_BACKOFF) if again else 0.0
-            self._db.conn.execute(
-                "UPDATE jobs SET error_type = ?, error = ?, not_before = ?, attempts = attempts - ?, "
-                "deferrals = deferrals + ? WHERE id = ?",
-                (error_type, reason, now + delay, int(deferred), int(deferred), job_id),
-            )
-            return state
-
     def retry(self, job_id: int, *, now: float) -> bool:
-        """Give a dead job fresh attempts, with the dead one that it waits for and those that waited for it.
+        """Give a job that ended without a result fresh tries, with the baseline it waits for and what waited for it.
 
-        False if it is not dead.
+        False if it did not end so.
         """
         with immediate(self._db):
-            if not any(True for _ in self._db.query("SELECT 1 FROM jobs WHERE id = ? AND state = 'dead'", (job_id,))):
+            row = next(self._db.query(f"SELECT * FROM jobs WHERE id = ? AND state IN {UNDONE}", (job_id,)), None)
+            if row is None:
                 return False
             found = self._db.query(
-                "SELECT id FROM jobs WHERE state = 'dead' AND (id = ? "
-                "OR id = (SELECT depends_on FROM jobs WHERE id = ?) OR (depends_on = ? AND error_type = 'Dependency'))",
-                (job_id, job_id, job_id),
+                f"SELECT id FROM jobs WHERE state IN {UNDONE} AND (id = ? OR id = ? "
+                "OR (depends_on = ? AND error_type = 'Dependency')) ORDER BY id",
+                (job_id, row["depends_on"], job_id),
             )
-            for row in list(found):
-                self._again(row["id"], "asked to try again", now)
+            for one in list(found):
+                again(self._db, one["id"], reason="asked to try again", now=now)
             return True
 
-    def _again(self, job_id: int, reason: str, now: float) -> None:
-        self._db.conn.execute(
-            "UPDATE jobs SET state = 'todo', attempts = 0, deferrals = 0, not_before = 0, error = NULL, "
-            "error_type = NULL, updated_at = ? WHERE id = ?",
-            (now, job_id),
-        )
-        self._event(job_id, "todo", reason, now)
+    def cancel(self, job_id: int, *, reason: str, now: float) -> str | None:
+        """Take a job back, and what waits for it: at once if it waits; else its worker gives it up within seconds.
+
+        Returns its state ("cancelled", or the state in which its worker still has it); None if it ended already.
+        """
+        with immediate(self._db):
+            row = next(self._db.query("SELECT state FROM jobs WHERE id = ?", (job_id,)), None)
+            if row is None or row["state"] in ENDED:
+                return None
+            if row["state"] in TAKEN:
+                self._db.conn.execute("UPDATE jobs SET cancel = ? WHERE id = ?", (reason, job_id))
+                note_event(self._db, job_id, str(row["state"]), f"to be cancelled: {reason}", now=now)
+                return str(row["state"])
+            end(self._db, job_id, "cancelled", reason=reason, error_type="Cancelled", now=now)
+            return "cancelled"
+
+    def hurry(self, repo_id: str, *, now: float) -> int:
+        """Let the waiting jobs of a repo's files come as soon as those that people ask for; returns how many.
+
+        Jobs that others wait for come along.
+        """
+        with immediate(self._db):
+            rows = list(
+                self._db.query(
+                    "SELECT id, depends_on, variant_id, owner, size_bytes FROM jobs WHERE state = 'todo' "
+                    "AND variant_id IN (SELECT id FROM variants WHERE repo_id = ? AND state = 'current') "
+                    "ORDER BY turn, id",
+                    (repo_id,),
+                )
+            )
+            turns: dict[int, float] = {}
+            asked = URGENCIES.index("asked")
+            for row in rows:
+                at = turns.get(row["variant_id"])
+                if at is None:
+                    at = turns[row["variant_id"]] = self._turn(row["owner"], asked, row["size_bytes"], now)
+                for job_id in (row["id"], row["depends_on"]):
+                    self._hurry("id", job_id, asked, at)
+        return len(rows)
 
     def redo(self, key: str, *, reason: str, now: float) -> None:
-        """Queue a finished job once more: what it made is lost."""
+        """Queue a finished job once more: what it made is lost. Its waiting ones wait again."""
         with immediate(self._db):
             row = self._by_key(key)
-            if row and row["state"] in ("done", "dead"):
-                self._again(row["id"], reason, now)
+            if row and row["state"] in ENDED:
+                again(self._db, row["id"], reason=reason, now=now)
 
     def remeasure(self, repo_id: str, *, protocols: Collection[str], now: float) -> int:
         """Queue the ended quality and speed jobs of a repo's current files once more; returns how many.
@@ -243,7 +261,7 @@ class Jobs:
         """
         with immediate(self._db):
             rows = self._db.query(
-                "SELECT id, protocol FROM jobs WHERE kind IN ('quality', 'speed') AND state IN ('done', 'dead') "
+                f"SELECT id, protocol FROM jobs WHERE kind IN ('quality', 'speed') AND state IN {ENDED} "
                 "AND variant_id IN (SELECT id FROM variants WHERE key IN "
                 "(SELECT key FROM variants WHERE repo_id = ? AND state = 'current'))",
                 (repo_id,),
@@ -254,28 +272,45 @@ class Jobs:
                 if Protocol.model_validate(json.loads(row["protocol"])).fingerprint in protocols
             ]
             for job_id in found:
-                self._again(job_id, "the repo's owner asked for it", now)
+                again(self._db, job_id, reason="the repo's owner asked for it", now=now)
         return len(found)
+
+    def pause(self, reason: str) -> None:
+        """Hand out no job any more; those under way go on."""
+        self._db.conn.execute("INSERT OR REPLACE INTO keyed (name, value) VALUES ('queue:paused', ?)", (reason,))
+
+    def resume(self) -> None:
+        """Hand out jobs again."""
+        self._db.conn.execute("DELETE FROM keyed WHERE name = 'queue:paused'")
+
+    def paused(self) -> str | None:
+        """Why no job is handed out; None: they are."""
+        found = self._db.conn.execute("SELECT value FROM keyed WHERE name = 'queue:paused'").fetchone()
+        return found[0] if found else None
 
     def job(self, job_id: int) -> Job | None:
         """One job, or None."""
         for row in self._db.query("SELECT * FROM jobs WHERE id = ?", (job_id,)):
-            return _job(row)
+            return job_of(row)
         return None
 
     def by_keys(self, keys: list[str]) -> dict[str, Job]:
         """The jobs with these keys, by key."""
         found = (self._by_key(key) for key in keys)
-        return {row["key"]: _job(row) for row in found if row}
+        return {row["key"]: job_of(row) for row in found if row}
 
     def all(self, *, states: tuple[str, ...] = (), limit: int = 1000) -> list[Job]:
-        """Jobs in these states (all by default): running first, then the queue in its order, then the newest."""
-        where = f"WHERE state IN ({','.join('?' * len(states))})" if states else ""
-        return [_job(row) for row in self._db.query(
-            f"SELECT * FROM jobs {where} ORDER BY CASE state WHEN 'running' THEN 0 WHEN 'todo' THEN 1 ELSE 2 END, "
-            "priority DESC, CASE WHEN state IN ('done', 'dead') THEN -updated_at ELSE id END LIMIT ?",
-            [*states, limit],
-        )]  # fmt: skip
+        """Jobs in these states (all by default): those under way, then the queue in its order, then the newest."""
+        found: list[Job] = []
+        for group, order in ((TAKEN, "turn, id"), (("todo",), "turn, id"), (ENDED, "updated_at DESC")):
+            wanted = tuple(state for state in group if not states or state in states)
+            if wanted and len(found) < limit:
+                rows = self._db.query(
+                    f"SELECT * FROM jobs WHERE state IN ({marks(wanted)}) ORDER BY {order} LIMIT ?",
+                    [*wanted, limit - len(found)],
+                )
+                found += [job_of(row) for row in rows]
+        return found
 
     def counts(self) -> dict[str, int]:
         """Number of jobs in each state."""
@@ -283,23 +318,20 @@ class Jobs:
         return {row["state"]: row["n"] for row in rows}
 
     def next_start(self) -> float | None:
-        """When the next job may be claimed, or a running one's lease ends (seconds since the epoch).
+        """When the next job may be claimed (0: now), or a running one's lease ends (seconds since the epoch).
 
         None when there is neither. What waits for a running job counts with that job's lease.
         """
         row = next(
             self._db.query(
-                "SELECT MIN(at) AS at FROM (SELECT j.not_before AS at FROM jobs j LEFT JOIN jobs d "
-                "ON d.id = j.depends_on WHERE j.state = 'todo' AND (d.id IS NULL OR d.state IN ('done', 'dead')) "
-                "UNION ALL SELECT lease_until FROM jobs WHERE state = 'running')"
+                "SELECT MIN(at) AS at FROM (SELECT 0.0 AS at WHERE EXISTS "
+                "(SELECT 1 FROM jobs INDEXED BY jobs_ready WHERE state = 'todo' AND blocked = 0) "
+                "UNION ALL SELECT MIN(not_before) FROM jobs INDEXED BY jobs_delayed "
+                "WHERE state = 'todo' AND blocked = 2 UNION ALL SELECT MIN(lease_until) "
+                "FROM jobs INDEXED BY jobs_leased WHERE state IN ('leased', 'running'))"
             )
         )
         return row["at"]
-
-    def open_files(self) -> set[int]:
-        """Row ids of the variants that unfinished jobs still need."""
-        rows = self._db.query("SELECT DISTINCT variant_id FROM jobs WHERE state IN ('todo', 'running')")
-        return {row["variant_id"] for row in rows}
 
     def events(self, job_id: int) -> list[dict[str, Any]]:
         """A job's history: at, state, reason."""
@@ -308,69 +340,22 @@ class Jobs:
     def _by_key(self, key: str) -> dict[str, Any] | None:
         return next(iter(self._db.query("SELECT * FROM jobs WHERE key = ?", (key,))), None)
 
-    def _leave(self, job_id: int, worker: str, state: str, reason: str | None, now: float) -> bool:
-        with immediate(self._db):
-            cursor = self._db.conn.execute(
-                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, progress = NULL, updated_at = ? "
-                "WHERE id = ? AND lease_owner = ? AND state = 'running'",
-                (state, now, job_id, worker),
-            )
-            if cursor.rowcount:
-                self._event(job_id, state, reason, now)
-            return cursor.rowcount > 0
 
-    def _recover(self, now: float) -> None:
-        """Jobs whose lease ran out: back to the queue, or dead when that was their last attempt."""
-        for row in list(
-            self._db.query(
-                "SELECT id, attempts, lease_owner FROM jobs WHERE state = 'running' AND lease_until < ?",
-                (now,),
-            )
-        ):
-            state = "todo" if row["attempts"] < MAX_ATTEMPTS else "dead"
-            # The reason may stand on a card; the worker's name (a host's) is only for the history.
-            reason = f"The measuring machine was lost at attempt {row['attempts']} of {MAX_ATTEMPTS}."
-            self._db.conn.execute(
-                "UPDATE jobs SET state = ?, lease_owner = NULL, lease_until = NULL, progress = NULL, "
-                "error_type = 'LostWorker', error = ?, updated_at = ? WHERE id = ?",
-                (state, reason, now, row["id"]),
-            )
-            self._event(row["id"], state, f"its worker {row['lease_owner']} was lost", now)
-
-    def _bury_dependents(self, now: float) -> None:
-        for row in list(
-            self._db.query(
-                "SELECT j.id, d.error FROM jobs j JOIN jobs d ON d.id = j.depends_on "
-                "WHERE j.state = 'todo' AND d.state = 'dead'"
-            )
-        ):
-            reason = f"Its baseline could not be recorded: {row['error']}"
-            self._db.conn.execute(
-                "UPDATE jobs SET state = 'dead', error_type = 'Dependency', error = ?, updated_at = ? WHERE id = ?",
-                (reason, now, row["id"]),
-            )
-            self._event(row["id"], "dead", reason, now)
-
-    def _event(self, job_id: int, state: str, reason: str | None, now: float) -> None:
-        self._db.conn.execute(
-            "INSERT INTO job_events (job_id, at, state, reason) VALUES (?, ?, ?, ?)",
-            (job_id, now, state, reason),
-        )
-
-
-def _job(row: dict[str, Any]) -> Job:
+def job_of(row: dict[str, Any]) -> Job:
+    """A row of the table as a value."""
+    same = {name: row[name] for name in Job.__slots__ if name not in ("protocol", "progress", "need", "urgency")}
     return Job(
-        id=row["id"],
-        key=row["key"],
-        kind=row["kind"],
-        variant_id=row["variant_id"],
-        reference_id=row["reference_id"],
+        **same,
         protocol=Protocol.model_validate(json.loads(row["protocol"])),
-        state=row["state"],
-        attempts=row["attempts"],
-        not_before=row["not_before"],
-        error_type=row["error_type"],
-        error=row["error"],
         progress=ProgressEvent.model_validate_json(row["progress"]) if row["progress"] else None,
-        updated_at=row["updated_at"],
+        need=_need(row["need"]),
+        urgency=URGENCIES[row["urgency"]],
     )
+
+
+def _need(text: str | None) -> Need | None:
+    """A stored need; None where it was written by another quantcard, of other parts."""
+    try:
+        return Need(**json.loads(text)) if text else None
+    except TypeError:
+        return None

@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from bot.store.changes import marks
+
 Row = dict[str, Any]
 
 #: Repos whose names are the operator's to see, not the public's: it was ours to see only, or is not any more.
@@ -80,14 +82,17 @@ class Overview:
         rows = self._rows(f"SELECT id AS repo_id, error, due_at AS until {where} ORDER BY due_at LIMIT ?", limit)
         return rows, self._number(f"SELECT COUNT(*) {where}")
 
-    def jobs(self, state: str, *, limit: int) -> list[Row]:
-        """Jobs in a state, the last changed first: id, kind, repo_id, variant, progress, error…, updated_at."""
+    def jobs(self, *states: str, limit: int) -> tuple[list[Row], int]:
+        """Jobs in these states, the last changed first: id, kind, repo_id, variant, progress, error…, updated_at."""
+        where = f"WHERE state IN ({marks(states)})"
         rows = self._rows(
             "SELECT j.id, j.kind, v.repo_id, v.name AS variant, j.progress, j.error_type, j.error, j.updated_at "
-            "FROM jobs j JOIN variants v ON v.id = j.variant_id WHERE j.state = ? ORDER BY j.updated_at DESC LIMIT ?",
-            state, limit,
+            f"FROM (SELECT * FROM jobs {where} ORDER BY updated_at DESC LIMIT ?) j JOIN variants v "
+            "ON v.id = j.variant_id ORDER BY j.updated_at DESC",
+            *states, limit,
         )  # fmt: skip
-        return [{**row, "progress": _share(row["progress"])} for row in rows]
+        found = [{**row, "progress": _share(row["progress"])} for row in rows]
+        return found, self._number(f"SELECT COUNT(*) FROM jobs {where}", *states)
 
     def oldest_job(self) -> float | None:
         """When the first of the waiting jobs was queued."""
@@ -157,7 +162,7 @@ class Overview:
             for row in self._rows(
                 "SELECT j.id, j.kind, v.repo_id, v.name AS variant, j.error_type, j.error, j.updated_at "
                 "FROM variants v JOIN jobs j ON j.variant_id = v.id "
-                "WHERE v.repo_id = ? AND j.state = 'dead' ORDER BY j.updated_at DESC LIMIT 50",
+                "WHERE v.repo_id = ? AND j.state IN ('failed', 'dead') ORDER BY j.updated_at DESC LIMIT 50",
                 repo_id,
             )
         ]

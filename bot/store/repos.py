@@ -73,6 +73,8 @@ class Repo:
     error: str | None = None
     #: by whose word nothing is published there any more
     stopped: str | None = None
+    #: as the Hub says it: ``2026-11-21T12:00:00.000Z``
+    last_modified: str | None = None
 
     @property
     def owner(self) -> str:
@@ -184,7 +186,7 @@ class Repos:
         """The repos with a file that was measured or could not be, by id."""
         rows = self._db.query(
             "SELECT DISTINCT repo_id FROM variants WHERE key IN (SELECT variant_key FROM measurements) "
-            "OR id IN (SELECT variant_id FROM jobs WHERE state = 'dead') ORDER BY repo_id"
+            "OR id IN (SELECT variant_id FROM jobs WHERE state IN ('failed', 'cancelled', 'dead')) ORDER BY repo_id"
         )
         return [row["repo_id"] for row in rows]
 
@@ -289,7 +291,7 @@ def _repo(row: dict[str, Any]) -> Repo:
     return Repo(
         row["id"], row["sha"], row["source"], row["note"], row["base_model"], json.loads(row["config"]),
         state=row["state"], follow=row["follow"], due_sha=row["due_sha"], due_at=row["due_at"], error=row["error"],
-        stopped=row["stopped"],
+        stopped=row["stopped"], last_modified=row["last_modified"],
     )  # fmt: skip
 
 

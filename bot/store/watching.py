@@ -252,7 +252,7 @@ class Watching:
                 "UPDATE repos SET to_plan = 1 WHERE id IN (SELECT here.repo_id FROM jobs "
                 "JOIN variants AS gone ON gone.id IN (jobs.variant_id, jobs.reference_id) AND gone.state <> 'current' "
                 "JOIN variants AS here ON here.key = gone.key AND here.state = 'current' "
-                "WHERE jobs.state IN ('todo', 'running'))"
+                "WHERE jobs.state IN ('todo', 'leased', 'running'))"
             )
 
     def to_plan(self) -> list[str]:

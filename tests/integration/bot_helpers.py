@@ -160,6 +160,8 @@ class World:
             "chunks": 4,
             "repetitions": 1,
             "dataset": DATASET,
+            # Wherever these tests run: what they measure is their own.
+            "unsafe_no_sandbox": True,
             **more,
         }
         return load_settings(**given)
@@ -225,7 +227,8 @@ class World:
         """The environment for a command of ours over this world."""
         settings = self.settings(**more)
         names = ("db", "data_dir", "corpus", "chunks", "repetitions", "dataset", "lease_s", "port", "webhook_secret")
-        ours = {f"QUANTCARD_{name.upper()}": str(getattr(settings, name)) for name in names}
+        given = [name for name in more if not name.startswith("hf_")]
+        ours = {f"QUANTCARD_{name.upper()}": str(getattr(settings, name)) for name in (*names, *given)}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("QUANTCARD_")}
         return {**kept, **ours, "HF_ENDPOINT": settings.hf_endpoint, "HF_TOKEN": str(settings.hf_token)}
 

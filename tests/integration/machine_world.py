@@ -36,11 +36,13 @@ from bot.commands import common
 from bot.commands.common import open_hub
 from bot.cycle import Cycle, CycleReport
 from bot.hub import base, session
-from bot.queue import worker
+from bot.queue.runners import registry
+from bot.queue.runners.base import Stop, Task
 from bot.settings import Settings, load_settings
 from bot.store import Store
 from core.contract import BaselineResult, BaselineSpec, QualityResult, QualitySpec, Result, SpeedResult, SpeedSpec
 from core.errors import NonFiniteLogitsError
+from core.need import Capacity
 from localhub import disk, seed
 from localhub.faults import Faults
 from localhub.server import HubServer
@@ -114,23 +116,30 @@ def true_kld(mark: int, series: int) -> float:
 
 
 class Measuring:
-    """Stands in for the measuring process: answers a job at once, by the file's bytes."""
+    """Stands in for a runner: answers a job at once, by the file's bytes."""
+
+    name, slots, local_files = "local", 1, True
 
     def __init__(self) -> None:
         self.series = 0
 
-    def __call__(self, spec: Any, *, timeout: float, on_progress: Any = None, stop: Any = None) -> Result:
+    def capacity(self) -> Capacity:
+        return Capacity(memory=None)
+
+    def run(self, task: Task, *, report: Any, stop: Stop) -> Result:
+        spec = task.spec
         if isinstance(spec, BaselineSpec):
-            Path(spec.out).parent.mkdir(parents=True, exist_ok=True)
             Path(spec.out).write_bytes(b"recorded")
             return BaselineResult(
-                path=spec.out, format=spec.format, size_bytes=8, sha256="0" * 64, reference_sha256="0" * 64,
+                path=spec.out, format=spec.format, size_bytes=8, sha256=hashlib.sha256(b"recorded").hexdigest(),
+                reference_sha256="0" * 64,
                 ppl=_estimate(5.0), n_ctx=512, n_vocab=8, n_chunks=4, n_tokens=1024, environment=_ENVIRONMENT,
             )  # fmt: skip
         mark = mark_of(Path(spec.model))
         if mark == BROKEN_MARK:
             raise NonFiniteLogitsError("INVALID: its logits are no numbers.")
         if isinstance(spec, QualitySpec):
+            Path(str(spec.tokens_out)).write_bytes(b"tokens")
             return _quality(true_kld(mark, self.series), spec)
         assert isinstance(spec, SpeedSpec)
         return _speed(100.0 + mark, Path(spec.model).name)
@@ -176,7 +185,7 @@ def _speed(rate: float, name: str) -> SpeedResult:
 def quick(measuring: Measuring) -> Iterator[pytest.MonkeyPatch]:
     """Measuring as above; nothing waits (no pause between tries, no fsync of the hub's), and dry runs are silent."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "run_job", measuring)
+        patch.setitem(registry.RUNNERS, "local", lambda *_: measuring)
         at_once = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic, time=time.time)
         patch.setattr(base, "time", at_once)
         patch.setattr(_http, "time", at_once)
@@ -262,6 +271,7 @@ class World:
             "hf_endpoint": self.server.url,
             "hf_token": BOT_TOKEN,
             "corpus": self._corpus,
+            "download_ahead": 0,
             **more,
         }
         return load_settings(**given)

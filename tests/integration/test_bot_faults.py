@@ -22,12 +22,25 @@ from bot.commands.common import open_hub
 from bot.hub import base
 from bot.hub.client import Hub
 from bot.queue import fetch
-from bot.queue.runners.local import JobStopped, run_job, scrubbed_environment
+from bot.queue.runners.local import JobStopped, LocalRunner, run_job, scrubbed_environment
 from bot.queue.worker import Worker
+from bot.settings import Settings
 from bot.store import Store
 from core.contract import SpeedSpec
 from core.errors import HubAuthError, HubNotFoundError, HubRateLimitError, HubUnreachableError, InputError
 from localhub import seed
+
+
+def local_worker(store: Store, hub: Hub, settings: Settings) -> Worker:
+    return Worker(
+        store,
+        hub,
+        settings,
+        SystemClock(),
+        runner=LocalRunner(settings),
+        tell=lambda _: None,
+        stop=threading.Event(),
+    )
 
 
 @pytest.fixture
@@ -121,11 +134,11 @@ def test_a_failing_download_is_put_off_not_dead(world: World, monkeypatch: pytes
     world.upload({"demo-Q6_K.gguf": quant("Q6_K")})
     away = HubUnreachableError("The Hub did not answer.")
 
-    def download(*_: object, **__: object) -> Path:
+    def stream(*_: object, **__: object) -> None:
         raise away
 
-    whole = Hub.download
-    monkeypatch.setattr(Hub, "download", download)
+    whole = Hub.stream
+    monkeypatch.setattr(Hub, "stream", stream)
     settings = world.settings()
     with Store(settings.db) as store:
         hub = open_hub(settings)
@@ -137,11 +150,11 @@ def test_a_failing_download_is_put_off_not_dead(world: World, monkeypatch: pytes
         cycle.poll()
         cycle.plan()
         report = CycleReport()
-        worker = Worker(store, hub, settings, SystemClock(), tell=lambda _: None, stop=threading.Event())
+        worker = local_worker(store, hub, settings)
         assert worker.run_one()
         [job, _] = store.jobs.all(states=("todo",))
         assert job.attempts == 0 and job.error_type == "HubUnreachableError"
-        monkeypatch.setattr(Hub, "download", whole)
+        monkeypatch.setattr(Hub, "stream", whole)
         store.db.conn.execute("UPDATE jobs SET not_before = 0")
         cycle.work(report)
         assert report.jobs_done == 2 and report.exit_code == 0
@@ -152,7 +165,7 @@ def test_a_full_disk_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch
     usage = collections.namedtuple("usage", "total used free")
     real = shutil.disk_usage
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    monkeypatch.setattr("bot.cycle.PATIENCE", 0.0)
+    monkeypatch.setattr("bot.queue.pool.PATIENCE", 0.0)
     report = world.cycle()
     assert report.exit_code == 6 and counts(world)["todo"] == 1 and "Free some space" in str(report.errors[0][1])
     monkeypatch.setattr(fetch.shutil, "disk_usage", real)
@@ -243,10 +256,10 @@ def test_a_killed_worker_is_replaced_when_its_lease_ends(world: World) -> None:
         store.db.conn.execute("UPDATE jobs SET protocol = json_set(protocol, '$.repetitions', 1)")
     settings = world.settings()
     with Store(settings.db) as store:
-        worker = Worker(store, open_hub(settings), settings, SystemClock(), tell=lambda _: None, stop=threading.Event())
+        worker = local_worker(store, open_hub(settings), settings)
         assert until(worker.run_one, seconds=15)
         [job] = [job for job in store.jobs.all() if job.id > 5]
-        assert job.state == "done" and job.attempts == 2
+        assert job.state == "done" and (job.attempts, job.lost) == (1, 1)
         assert any("was lost" in (event["reason"] or "") for event in store.jobs.events(job.id))
 
 
@@ -271,7 +284,11 @@ def test_a_job_stops_when_asked_and_dies_at_its_limit() -> None:
 
 def test_a_slow_download_is_left_behind_on_a_stop(world: World) -> None:
     long_job(world)
-    world.faults.delay(r"/resolve/.*Q6_K", seconds=3, method="HEAD")
+    with Store(world.settings().db) as store:
+        store.jobs.pause("its header is to be read first")
+        world.cycle(publish=False)
+        store.jobs.resume()
+    world.faults.delay(r"/resolve/.*Q6_K", seconds=3, method="GET")
     threading.Timer(0.8, world.stop.set).start()
     started = time.monotonic()
     world.cycle(publish=False)

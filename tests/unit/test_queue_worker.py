@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,24 +14,27 @@ import pytest
 
 from bot.clock import FakeClock
 from bot.queue import worker as module
+from bot.queue.runners.base import JobStopped, Stop, Task
 from bot.queue.worker import JobEvent, Worker
 from bot.settings import load_settings
 from bot.store import Store
 from bot.store.jobs import NewJob
-from core.contract import BaselineResult, Environment, Estimate, SpeedResult, SpeedTest
-from core.errors import GGUFError, MeasurementDiedError, StorageError
+from core.contract import BaselineResult, BaselineSpec, Environment, Estimate, ProgressEvent, SpeedResult, SpeedTest
+from core.errors import GGUFError, MachineLostError, MeasurementDiedError, StorageError
 from core.gguf_files import RepoFile, VariantFiles
+from core.need import Capacity
 from core.protocol import WIKITEXT2_TEST, Protocol
 
 FOUND = Environment(llama_cpp="x", backend="CPU", system_info="", cpu="c", n_threads=1, n_gpu_layers=0)
 
 
-def speed(rate: float = 1.0) -> SpeedResult:
+def speed(rate: float = 1.0, **more: Any) -> SpeedResult:
     told = dict.fromkeys(SpeedTest.model_fields, 1) | {
         "model_filename": "m", "model_type": "t", "type_k": "f16", "type_v": "f16", "flash_attn": "auto",
         "test_time": "now", "samples_ns": [1], "samples_ts": [1.0], "avg_ts": rate, "stddev_ts": 0.0,
     }  # fmt: skip
-    return SpeedResult(tests=[SpeedTest(**told)], environment=FOUND)
+    tests = [{**told, "n_prompt": 512, "n_gen": 0}, {**told, "n_prompt": 0, "n_gen": 128}]
+    return SpeedResult(tests=[SpeedTest(**{**one, "n_depth": 0, **more}) for one in tests], environment=FOUND)
 
 
 def recorded(path: str) -> BaselineResult:
@@ -45,17 +51,26 @@ class Bench:
         self.store, self.clock, self.events = store, FakeClock(), list[JobEvent]()
         self.settings = load_settings(db=store.path, data_dir=folder / "data", lease_s=60, hf_token="")
         self.answer: Any = speed()
-        patch.setattr(module, "model_path", lambda *_: folder / "m.gguf")
+        patch.setattr(module, "model_path", lambda *_, **__: folder / "m.gguf")
         patch.setattr(module, "corpus_path", lambda *_, **__: folder / "c.txt")
-        patch.setattr(module, "run_job", self._run)
+        self.tasks, self.stops, self.stage = list[Task](), list[Stop](), "measuring"
         store.repos.save_repo(
             "o/r", sha="1", last_modified=None, source="follow", note=None, base_model=None, config={}, now=1.0
         )
         files = VariantFiles("m.gguf", (RepoFile("m.gguf", 1, "a" * 64),), 1)
         store.repos.save_variants("o/r", [(files, None, None)], revision="1", now=1.0)
 
-    def _run(self, spec: object, **_: Any) -> Any:
-        answer = self.answer(spec) if callable(self.answer) else self.answer
+    name, slots, local_files = "ours", 1, True
+
+    def capacity(self) -> Capacity:
+        return Capacity(memory=None)
+
+    def run(self, task: Task, *, report: Any, stop: Stop) -> Any:
+        """The runner."""
+        self.tasks.append(task)
+        self.stops.append(stop)
+        report(ProgressEvent(stage=self.stage, done=0, total=1))
+        answer = self.answer(task.spec) if callable(self.answer) else self.answer
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -63,9 +78,12 @@ class Bench:
     def job(self, kind: str = "speed") -> None:
         self.store.jobs.add([NewJob(kind, kind, 1, None, Protocol(corpus=WIKITEXT2_TEST))], now=self.clock.now())
 
-    def run(self) -> str:
+    def go(self) -> str:
+        """Run one job; its state after that."""
         hub: Any = None
-        worker = Worker(self.store, hub, self.settings, self.clock, tell=self.events.append, stop=threading.Event())
+        worker = Worker(
+            self.store, hub, self.settings, self.clock, runner=self, tell=self.events.append, stop=threading.Event()
+        )
         assert worker.run_one()
         return self.store.jobs.all()[0].state
 
@@ -78,31 +96,126 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 def test_a_result_is_stored_once_with_its_job(bench: Bench) -> None:
     bench.job()
-    assert bench.run() == "done"
+    assert bench.go() == "done"
     assert list(bench.store.results.measurements("a" * 64, Protocol(corpus=WIKITEXT2_TEST).fingerprint)) == ["speed"]
 
 
-@pytest.mark.parametrize("answer", [speed(float("nan")), recorded("/etc/passwd")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        speed(float("nan")),
+        recorded("/etc/passwd"),
+        speed(peak_memory_bytes=10**30),
+        speed(model_type="x" * 5000),
+        speed(n_prompt=1024),
+        speed().model_copy(update={"tests": []}),
+    ],
+)
 def test_figures_that_are_none_and_answers_to_something_else_are_not_stored(bench: Bench, answer: object) -> None:
     bench.answer = answer
     bench.job()
-    assert bench.run() == "todo"
+    assert bench.go() == "todo"
     assert bench.store.db.conn.execute("SELECT COUNT(*) FROM measurements").fetchone()[0] == 0
     assert bench.store.db.conn.execute("SELECT COUNT(*) FROM baselines").fetchone()[0] == 0
 
 
+def writes(spec: BaselineSpec, *, content: bytes = b"base", sha256: str | None = None) -> BaselineResult:
+    Path(spec.out).write_bytes(content)
+    told = hashlib.sha256(content).hexdigest() if sha256 is None else sha256
+    return recorded("/etc/passwd").model_copy(update={"format": spec.format, "size_bytes": 4, "sha256": told})
+
+
 def test_a_baselines_path_is_the_one_we_gave(bench: Bench) -> None:
-    bench.answer = recorded("/etc/passwd")
+    bench.answer = writes
     bench.job("baseline")
-    assert bench.run() == "done"
+    assert bench.go() == "done"
     [row] = bench.store.db.query("SELECT path, result FROM baselines")
     assert row["path"].startswith(str(bench.settings.data)) and "passwd" not in row["result"]
+    assert Path(row["path"]).read_bytes() == b"base"
+    assert not list((bench.settings.data / "work").iterdir())
+
+
+def elsewhere(spec: BaselineSpec) -> BaselineResult:
+    found = writes(spec)
+    Path(spec.out).rename(f"{spec.out}.away")
+    Path(spec.out).symlink_to(f"{spec.out}.away")
+    return found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda spec: recorded(spec.out),
+        elsewhere,
+        lambda spec: writes(spec, sha256="0" * 64),
+        lambda spec: writes(spec, content=b"other"),
+    ],
+    ids=["no file", "a link", "another checksum", "another size"],
+)
+def test_a_success_without_the_file_that_it_tells_of_is_none(bench: Bench, answer: Any) -> None:
+    bench.answer = answer
+    bench.job("baseline")
+    assert bench.go() == "todo" and bench.store.jobs.all()[0].error_type == "JobProtocolError"
+    assert bench.store.db.conn.execute("SELECT COUNT(*) FROM baselines").fetchone()[0] == 0
+
+
+def test_a_run_keeps_its_name_until_it_failed(bench: Bench) -> None:
+    bench.job()
+    for answer in (JobStopped(), MachineLostError("gone"), speed()):
+        bench.answer = answer
+        bench.go()
+        bench.clock.sleep(60)
+    stopped, lost, done = bench.tasks
+    assert (stopped.id, stopped.nonce) == (lost.id, lost.nonce) and done.id != lost.id and done.nonce != lost.nonce
+    assert all(re.fullmatch(r"[a-z0-9-]{1,63}", task.id) for task in bench.tasks)
+    assert [event["state"] for event in bench.store.jobs.events(1)][-3:] == ["leased", "running", "done"]
+
+
+def waits(bench: Bench, reason: str) -> Any:
+    """A runner that works until it is stopped for this reason."""
+
+    def answer(_: object) -> Any:
+        stop = bench.stops[-1]
+        end = time.monotonic() + 20
+        while not stop.is_set() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert stop.is_set() and stop.reason == reason
+        raise JobStopped
+
+    return answer
+
+
+def test_a_job_that_is_cancelled_while_it_runs_ends_so(bench: Bench) -> None:
+    bench.answer = waits(bench, "cancelled")
+    bench.job()
+
+    def cancel() -> None:
+        with Store(bench.store.path) as other:
+            other.jobs.cancel(1, reason="not wanted", now=bench.clock.now())
+
+    threading.Timer(0.5, cancel).start()
+    assert bench.go() == "cancelled" and bench.events[-1].state == "cancelled"
+    assert not list((bench.settings.data / "work").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stage", "state", "error"), [("measuring", "todo", "DeadlineError"), ("queued", "todo", "RunnerUnavailableError")]
+)
+def test_a_stage_that_takes_too_long_is_an_error_of_that_stage(
+    bench: Bench, stage: str, state: str, error: str
+) -> None:
+    bench.settings = bench.settings.model_copy(update={"job_timeout_s": 0.3, "queue_timeout_s": 0.3, "lease_s": 1.0})
+    bench.stage, bench.answer = stage, waits(bench, "deadline")
+    bench.job()
+    assert bench.go() == state
+    [job] = bench.store.jobs.all()
+    assert job.error_type == error and job.error == f"It was {stage} for longer than 0 s."
 
 
 @pytest.mark.parametrize(
     ("error", "state"),
     [
-        (GGUFError("bad"), "dead"),
+        (GGUFError("bad"), "failed"),
         (MeasurementDiedError("died"), "todo"),
         (RuntimeError("ours"), "todo"),
         (OSError(12, "no memory"), "todo"),
@@ -111,13 +224,13 @@ def test_a_baselines_path_is_the_one_we_gave(bench: Bench) -> None:
 def test_errors_are_the_jobs(bench: Bench, error: Exception, state: str) -> None:
     bench.answer = error
     bench.job()
-    assert bench.run() == state and bench.events[-1].error
+    assert bench.go() == state and bench.events[-1].error
 
 
 def test_reasons_do_not_tell_where_our_folders_are(bench: Bench) -> None:
     bench.answer = StorageError(f"{bench.settings.data}/baselines/x.kld could not be written.")
     bench.job()
-    bench.run()
+    bench.go()
     assert bench.store.jobs.all()[0].error == "baselines/x.kld could not be written."
 
 
@@ -131,18 +244,18 @@ def test_a_result_waits_for_a_full_disk(bench: Bench, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Worker, "_keep", keep)
     bench.job()
-    assert bench.run() == "done" and bench.store.jobs.all()[0].attempts == 1
+    assert bench.go() == "done" and bench.store.jobs.all()[0].attempts == 1
 
 
 def test_a_worker_that_lost_its_lease_writes_nothing(bench: Bench) -> None:
     def taken(_: object) -> SpeedResult:
         bench.clock.sleep(1000)
         with Store(bench.store.path) as other:
-            assert other.jobs.claim("other", now=bench.clock.now(), lease=60)
+            assert other.leases.claim("other", now=bench.clock.now(), lease=60)
         return speed()
 
     bench.answer = taken
     bench.job()
-    assert bench.run() == "running"
+    assert bench.go() == "leased"
     assert bench.store.db.conn.execute("SELECT COUNT(*) FROM measurements").fetchone()[0] == 0
-    assert bench.store.jobs.finish(1, "other", now=bench.clock.now())
+    assert bench.store.leases.finish(1, "other", now=bench.clock.now())

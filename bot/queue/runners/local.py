@@ -1,64 +1,75 @@
-"""Runs a job on this machine: one subprocess per job, spec in on stdin, events out on stdout, no secrets inside."""
+"""Runs jobs on this machine: one process per job, in the strongest sandbox that there is."""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import IO, Protocol
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from core.contract import ErrorEvent, ProgressEvent, Result, ResultEvent, event_adapter
-from core.errors import JobProtocolError, MeasurementDiedError, QuantcardError, by_name
+from bot.queue.runners.base import JobStopped, Stop, Task
+from bot.queue.runners.here import capacity_here
+from bot.settings import Settings
+from core.contract import BaselineToolSpec, ProgressEvent, Result, result_adapter
+from core.errors import SandboxError, StorageError
+from core.need import Capacity
+from core.sandbox.child import Flag, last_words, run_child, scrubbed_environment
+from core.sandbox.levels import NONE, Limits, Sandbox, best_sandbox
+from core.sandbox.spec_paths import Spec, outputs_of, reads_of, with_outputs, writes_of
 
-#: What a measuring process may know of our environment: where programs and libraries are, and which devices to use.
-_KEEP = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "LLAMA_CPP_LIB_PATH",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-    "TZ",
-    "NUMBA_CACHE_DIR",
-)
-_KEEP_PREFIXES = ("CUDA_", "GGML_", "OMP_", "GOMP_", "HIP_", "ROCR_", "NVIDIA_")
-#: A longer line is not one of our events.
-_MAX_LINE = 16 << 20
-_TAIL = 200
-#: Seconds after its end in which a process's last lines may still arrive.
-_GRACE = 1.0
-#: An error's sentence is cut here: it may be a stranger's.
-_MAX_MESSAGE = 500
+__all__ = ["JobStopped", "LocalRunner", "last_words", "run_job", "scrubbed_environment"]
+
+_GIB = 1 << 30
 
 
-class Stop(Protocol):
-    """Says whether a running job is to end early; a :class:`threading.Event` is one."""
+class LocalRunner:
+    """This machine, as a :class:`bot.queue.runners.base.Runner`. What a spec writes has to lie in folders of its own.
 
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        ...
+    Raises:
+        SandboxError: nothing here would hold a stranger's file, and the settings do not say that this does not matter.
+    """
 
+    name = "local"
+    local_files = True
 
-class JobStopped(Exception):
-    """The job was stopped because we were asked to stop."""
+    def __init__(self, settings: Settings) -> None:
+        self.slots = settings.local_slots
+        self.sandbox: Sandbox = best_sandbox(unsafe=settings.unsafe_no_sandbox, wanted=settings.sandbox)
+        self._data = settings.data
 
+    def capacity(self) -> Capacity:
+        """What this machine has for one task: its memory is shared out among the slots."""
+        found = capacity_here(self._data)
+        memory = found.memory // self.slots if found.memory is not None else None
+        return Capacity(memory=memory, vram=found.vram, disk=found.disk)
 
-def scrubbed_environment(home: str) -> dict[str, str]:
-    """The child's environment: no token, no setting, no home of ours."""
-    kept = {name: value for name, value in os.environ.items() if name in _KEEP or name.startswith(_KEEP_PREFIXES)}
-    return {**kept, "HOME": home, "TMPDIR": home, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    def run(self, task: Task, *, report: Callable[[ProgressEvent], None], stop: Stop) -> Result:
+        """Run a task to its end; see :class:`bot.queue.runners.base.Runner`."""
+        writes = writes_of(task.spec)
+        for folder in writes:
+            folder.mkdir(parents=True, exist_ok=True)
+        return run_child(
+            task.spec,
+            sandbox=self.sandbox,
+            reads=reads_of(task.spec),
+            writes=writes,
+            limits=self._limits(task),
+            on_progress=report,
+            stop=stop,
+        )
+
+    def _limits(self, task: Task) -> Limits:
+        """Half as much again as was estimated, and never all that there is: a low estimate is not the file's fault."""
+        have, need = self.capacity().memory, task.need
+        memory = None if have is None else max(have - _GIB // 2, have // 2)
+        if need is not None and memory is not None:
+            memory = min(memory, need.peak * 3 // 2 + 2 * _GIB)
+        output: dict[str, Any] = {} if need is None else {"output_bytes": need.disk * 3 // 2 + _GIB}
+        return Limits(seconds=task.stages.measuring, memory_bytes=memory, **output)
 
 
 def run_job(
@@ -66,153 +77,113 @@ def run_job(
     *,
     timeout: float,
     on_progress: Callable[[ProgressEvent], None] | None = None,
-    stop: Stop | None = None,
+    stop: Flag | None = None,
+    sandbox: Sandbox | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
-    """Run one job to its end.
+    """Run one job on a file of the person who asks: in the best sandbox there is, or in none.
 
     Args:
-        spec: a model of :data:`core.contract.JobSpec`.
+        spec: a model of :data:`core.contract.JobSpec`; its paths may be relative.
         timeout: seconds after which it is stopped.
         on_progress: called for every progress event, in this thread.
         stop: set it (from another thread or a signal handler) to end the job early.
+        sandbox: where the caller chose one.
+        say: told, in one sentence, when the file is run without a sandbox.
 
     Raises:
         QuantcardError: the job's own error; MeasurementDiedError for a signal or the time limit.
         JobStopped: ``stop`` was set.
     """
-    with tempfile.TemporaryDirectory(prefix="quantcard-job-") as home:
-        process = subprocess.Popen(
-            # -P: a folder called "jobs" where the operator happens to stand is not ours.
-            [sys.executable, "-P", "-m", "jobs.run", "--die-with-parent"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=scrubbed_environment(home),
-            start_new_session=True,
-        )
-        ended = _Ended()
-        tail: deque[str] = deque(maxlen=_TAIL)
-        reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
-        watchdog = threading.Thread(target=_watch, args=(process, timeout, stop, ended), daemon=True)
-        reader.start()
-        watchdog.start()
+    assert isinstance(spec, Spec)
+    held = sandbox or best_sandbox(unsafe=True)
+    limits = Limits(seconds=timeout)
+    if held.holds_strangers and not _in_place(spec):
         try:
-            last = _converse(process, spec, on_progress)
-            process.wait()
-        finally:
-            _kill(process)
-            ended.done.set()
-            process.wait()
-            reader.join(timeout=5)
-            watchdog.join(timeout=5)
-    return _outcome(last, process.returncode, ended.reason, tail)
+            with _set_apart(spec) as (apart, names):
+                result = run_child(
+                    apart,
+                    sandbox=held,
+                    reads=reads_of(spec),
+                    writes=writes_of(apart),
+                    limits=limits,
+                    on_progress=on_progress,
+                    stop=stop,
+                )
+                _bring_home(names)
+                return _renamed(result, names)
+        except SandboxError as error:
+            # The person's own file, which has to be measured all the same.
+            held = Sandbox("none", str(error))
+    if say is not None and held != NONE:
+        say(f"Measured without a sandbox: {held.why or 'the file is changed in place'}.")
+    return run_child(spec, sandbox=NONE, reads=[], writes=[], limits=limits, on_progress=on_progress, stop=stop)
 
 
-class _Ended:
-    """How a process came to its end, told by the watchdog."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.reason: str | None = None
-
-
-def _watch(process: subprocess.Popen[bytes], timeout: float, stop: Stop | None, ended: _Ended) -> None:
-    """End the process at its time limit or when we are asked to stop."""
-    started = time.monotonic()
-    while not ended.done.wait(0.1):
-        if stop is not None and stop.is_set():
-            ended.reason = "stopped"
-        elif time.monotonic() - started > timeout:
-            ended.reason = f"it took longer than {timeout:.0f} s"
-        if ended.reason:
-            _kill(process)
-            return
-
-
-def _converse(
-    process: subprocess.Popen[bytes], spec: BaseModel, on_progress: Callable[[ProgressEvent], None] | None
-) -> ErrorEvent | ResultEvent | None:
-    """Hand over the spec and read events; the last error or result is the outcome.
-
-    Lines are read by a thread of their own: a process that the job left behind may hold the pipe open for ever.
-    """
-    assert process.stdin is not None and process.stdout is not None
-    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
-    last: ErrorEvent | ResultEvent | None = None
-    try:
-        process.stdin.write(spec.model_dump_json().encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    while True:
-        try:
-            line = lines.get(timeout=_GRACE)
-        except queue.Empty:
-            if process.poll() is not None:
-                return last
-            continue
-        if line is None:
-            return last
-        try:
-            event = event_adapter.validate_python(json.loads(line))
-        except (ValidationError, ValueError):
-            continue
-        if isinstance(event, ProgressEvent):
-            if on_progress:
-                on_progress(event)
-        else:
-            last = event
-
-
-def _read_lines(pipe: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
-    with pipe:
-        while line := pipe.readline(_MAX_LINE):
-            lines.put(line)
-    lines.put(None)
-
-
-def _outcome(last: ErrorEvent | ResultEvent | None, code: int, reason: str | None, tail: deque[str]) -> Result:
-    if reason == "stopped":
-        raise JobStopped
-    if isinstance(last, ResultEvent) and code == 0:
-        return last.result
-    if isinstance(last, ErrorEvent):
-        raise _rebuilt(last)
-    said = last_words(tail)[:300] or "none"
-    if reason:
-        raise MeasurementDiedError(f"The measurement was stopped: {reason}.")
-    if code < 0:
-        name = signal.Signals(-code).name if -code in signal.Signals._value2member_map_ else f"signal {-code}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        raise MeasurementDiedError(f"The measurement died: {name}{hint}. Last words: {said}.")
-    raise JobProtocolError(
-        f"The measuring process ended with code {code} and no result. Last words: {said[:300] or 'none'}."
+def _in_place(spec: Spec) -> bool:
+    """Whether a file is to be changed where it is, which no folder of the job's own can do."""
+    return (
+        isinstance(spec, BaselineToolSpec)
+        and spec.out is not None
+        and Path(spec.out).absolute() == Path(spec.path).absolute()
     )
 
 
-def last_words(tail: Iterable[str]) -> str:
-    """What a process that died had to say: the assertion that ended it if there was one, else its last lines.
+@contextmanager
+def _set_apart(spec: Spec) -> Iterator[tuple[Spec, dict[str, str]]]:
+    """The spec with each output in a hidden folder of its own beside its place, and which is which.
 
-    An assertion of llama.cpp is followed by a backtrace, which says nothing to a user.
+    An interrupted job's folder stays, so that the next run of the same finds what was done; an empty one goes.
+
+    Raises:
+        StorageError: there is no room for it there, or no right.
     """
-    lines = [line.strip() for line in tail if line.strip()]
-    said = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "what():")
-    asserted = [line for line in lines if any(word in line for word in said)]
-    return " | ".join(asserted[-2:] or lines[-2:])
+    names = {}
+    for path in outputs_of(spec):
+        folder = path.with_name(f".{path.name}.work")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path.parent} can't be written to ({error.strerror or error}).") from None
+        names[str(path)] = str(folder / path.name)
+    try:
+        yield with_outputs(spec, names), names
+    finally:
+        for name in names.values():
+            with suppress(OSError):
+                Path(name).parent.rmdir()
 
 
-def _rebuilt(event: ErrorEvent) -> QuantcardError:
-    return by_name(event.type)(" ".join(event.message[: 4 * _MAX_MESSAGE].split())[:_MAX_MESSAGE])
+def _bring_home(names: dict[str, str]) -> None:
+    """Move what was made to where it was asked for: the companions first, so that a baseline never stands alone.
+
+    Raises:
+        StorageError: it can't be moved there.
+    """
+    for asked, made in names.items():
+        place, folder = Path(asked).parent, Path(made).parent
+        found = [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+        for path in sorted(found, key=lambda path: path.name == Path(asked).name):
+            try:
+                path.replace(place / path.name)
+            except OSError as error:
+                raise StorageError(f"{place / path.name} can't be written ({error.strerror or error}).") from None
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _drain(pipe: IO[bytes], tail: deque[str]) -> None:
-    with pipe:
-        for line in iter(lambda: pipe.readline(8192), b""):
-            tail.append(line.decode("utf-8", errors="replace").rstrip())
+def _renamed(result: Result, names: dict[str, str]) -> Result:
+    """The result with the paths that were asked for."""
+    moved = {str(Path(made).parent) + os.sep: str(Path(asked).parent) for asked, made in names.items()}
 
+    def back(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: back(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [back(one) for one in value]
+        for folder, place in moved.items():
+            if isinstance(value, str) and value.startswith(folder):
+                return str(Path(place) / value.removeprefix(folder))
+        return value
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the job's whole process group: also what it left behind when it ended itself."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    found: Result = result_adapter.validate_python(back(result.model_dump()))
+    return found
