@@ -38,7 +38,7 @@ def taker(settings: Settings, *, then: Callable[[], None] = lambda: None) -> Cal
 
 def queue_of(settings: Settings) -> Callable[[], list[QueueRow]]:
     """What shows our database's queue on the page."""
-    return lambda: queue_rows(settings.db)
+    return lambda: queue_rows(settings.db, now=SystemClock().now(), slots=settings.slots)
 
 
 def open_leaderboard(settings: Settings, *, folder: Path | None = None) -> RunningApp:

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bot.logs import masked
 from bot.queue.worker import JobEvent
 from core.contract import ProgressEvent
 
@@ -25,8 +26,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    err.print(escape(text))
+    """A line for people, on stderr, without secrets."""
+    err.print(escape(masked(text)))
 
 
 class Bars:
@@ -77,7 +78,7 @@ class Bars:
         marks = {"done": "[green]✓[/]", "todo": "[yellow]↻[/]", "dead": "[red]✗[/]"}
         tail = f": {event.error}" if event.error else f" ({seconds:.1f} s)"
         again = " It is tried again." if event.state == "todo" else ""
-        err.print(f"{marks[event.state]} {escape(title)}{escape(tail)}{again}")
+        err.print(f"{marks.get(event.state, marks['dead'])} {escape(title)}{escape(masked(tail))}{again}")
 
     def _drop(self) -> None:
         if self._task is not None:

@@ -233,6 +233,12 @@ class Settings(BaseSettings):
         return None if self.disk_budget_gb is None else int(self.disk_budget_gb * 1e9)
 
     @property
+    def slots(self) -> int:
+        """How many jobs run at once, on all runners together."""
+        each = {"local": self.local_slots, "hf-jobs": self.hf_jobs_slots, "ray": self.ray_slots}
+        return max(sum(each.get(name, 0) for name in set(self.runners)), 1)
+
+    @property
     def machine(self) -> Machine:
         """How jobs may use this machine."""
         return Machine(n_threads=self.threads, n_gpu_layers=self.gpu_layers)

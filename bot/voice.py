@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from bot.logs import Format, masked
+from bot.logs import Format
 from bot.progress import Bars, say
 from bot.queue.worker import JobEvent
 
@@ -24,7 +24,7 @@ class Voice:
         if self._form == "json":
             logger.info("%s", text)
         else:
-            say(masked(text))
+            say(text)
 
     @contextmanager
     def jobs(self) -> Iterator[Callable[[JobEvent], None]]:

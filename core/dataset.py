@@ -131,4 +131,5 @@ class QueueRow(BaseModel):
     reason: str | None = None
     progress: float | None = Field(default=None, description="share done, 0 to 1")
     position: int | None = None
+    eta_s: float | None = Field(default=None, description="seconds until it is done; null: nothing was measured yet")
     updated_at: datetime

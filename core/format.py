@@ -53,3 +53,11 @@ def speed(value: float, spread: float | None = None) -> str:
     """Tokens per second: three digits and more without decimals, thousands set off; ± the repetitions' spread."""
     digits = 0 if value >= 99.5 else 1
     return f"{value:,.{digits}f}" + (f" ± {spread:,.{digits}f}" if spread is not None else "")
+
+
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h``, ``5 d``: how long something takes, roughly."""
+    for unit, length, up_to in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 36)):
+        if seconds / length < up_to:
+            return f"{max(seconds / length, 0):.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"

@@ -62,14 +62,14 @@ def submit(db: Path, text: str, person: str | None, *, clock: Clock, per_hour: i
     )
 
 
-def queue_rows(db: Path) -> list[QueueRow]:
+def queue_rows(db: Path, *, now: float, slots: int = 1) -> list[QueueRow]:
     """The queue as people see it: requests that wait for a look, then jobs; the last hundred of those that ended."""
     with Store(db) as store:
         rows = []
-        position = 0
-        for job in store.jobs.all(limit=300):
-            variant = store.repos.variant(job.variant_id)
-            position += job.state == "todo"
+        jobs = store.jobs.all(limit=300)
+        places = store.standing.places(jobs, now=now, slots=slots)
+        for job in jobs:
+            variant, place = store.repos.variant(job.variant_id), places.get(job.id)
             progress = job.progress
             rows.append(
                 QueueRow(
@@ -78,9 +78,10 @@ def queue_rows(db: Path) -> list[QueueRow]:
                     repo_id=variant.repo_id,
                     variant=variant.name,
                     state=job.state,
-                    reason=job.error if job.state in ("dead", "todo") else None,
+                    reason=job.error if job.state != "done" else None,
                     progress=progress.done / progress.total if progress and progress.total else None,
-                    position=position if job.state == "todo" else None,
+                    position=place.position if place else None,
+                    eta_s=place.eta_s if place else None,
                     updated_at=_moment(job.updated_at),
                 )
             )

@@ -17,6 +17,8 @@ from core.errors import StorageError
 
 #: Upper ends of the classes that durations are counted in, in seconds.
 BOUNDS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 12 * 3600.0, 48 * 3600.0)
+#: What runs below the database.
+SQLITE_VERSION = sqlite3.sqlite_version
 #: Seconds for which a probe waits for a writer.
 _PROBE_S = 2.0
 
@@ -69,7 +71,7 @@ class History:
             "FROM job_events b WHERE b.job_id = e.job_id AND b.id < e.id) WHERE e.id > ? AND e.id <= ?) "
             "GROUP BY 1, 2, 3, 4, 5",
             (*UNDONE, self._seen, newest),
-        )
+        ).fetchall()
         for kind, state, before, error_type, took_class, number, took in rows:
             self.tally.events[kind, state] += number
             if state in UNDONE:

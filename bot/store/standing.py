@@ -45,28 +45,40 @@ class Standing:
                 found[kind] = Pace(n, size, seconds)
         return found
 
-    def place(self, job: Job, *, now: float, slots: int, paces: Mapping[str, Pace] | None = None) -> Place | None:
+    def places(self, jobs: Sequence[Job], *, now: float, slots: int) -> dict[int, Place]:
+        """The places of waiting jobs, by id; others are left out.
+
+        Args:
+            jobs: waiting ones in the queue's order without gaps between them (others may stand anywhere).
+            slots: how many jobs run at once.
+        """
+        waiting = [job for job in jobs if job.state == "todo"]
+        if not waiting:
+            return {}
+        paces, found = self.paces(), {}
+        ahead, running = self._ahead_of(waiting[0]), self.remaining(now=now, paces=paces)
+        for job in waiting:
+            own = Work(1, job.size_bytes)
+            wanted = eta(ahead=ahead, own={job.kind: own}, running=running, slots=slots, paces=paces)
+            if wanted is not None:
+                # It is put off until then.
+                wanted = max(wanted, job.not_before - now)
+            found[job.id] = Place(sum(work.n for work in ahead.values()) + 1, wanted)
+            before = ahead.get(job.kind, Work(0, 0))
+            ahead[job.kind] = Work(before.n + 1, before.size_bytes + own.size_bytes)
+        return found
+
+    def place(self, job: Job, *, now: float, slots: int) -> Place | None:
         """A waiting job's place; None for one that does not wait."""
-        if job.state != "todo":
-            return None
-        paces = self.paces() if paces is None else paces
+        return self.places([job], now=now, slots=slots).get(job.id)
+
+    def _ahead_of(self, job: Job) -> dict[str, Work]:
         rows = self._db.query(
             "SELECT kind, COUNT(*) AS n, SUM(size_bytes) AS size FROM jobs INDEXED BY jobs_in_turn "
             "WHERE state = 'todo' AND (turn, id) < (?, ?) GROUP BY kind",
             (job.turn, job.id),
         )
-        ahead = {row["kind"]: Work(row["n"], row["size"]) for row in rows}
-        wanted = eta(
-            ahead=ahead,
-            own={job.kind: Work(1, job.size_bytes)},
-            running=self.remaining(now=now, paces=paces),
-            slots=slots,
-            paces=paces,
-        )
-        if wanted is not None:
-            # It is put off until then.
-            wanted = max(wanted, job.not_before - now)
-        return Place(sum(work.n for work in ahead.values()) + 1, wanted)
+        return {row["kind"]: Work(row["n"], row["size"]) for row in rows}
 
     def remaining(self, *, now: float, paces: Mapping[str, Pace]) -> list[float]:
         """Seconds that each job under way still takes, as far as can be said."""

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from bot.health import Health
 from bot.settings import Settings
 from bot.status_report import WebhookCounts
 from bot.store import Store
-from bot.store.counting import BOUNDS, Counts, Durations, History, Tally, counts, snapshot
+from bot.store.counting import BOUNDS, SQLITE_VERSION, Counts, Durations, History, Tally, counts, snapshot
 from bot.store.switch import paused
 from bot.vitals import Seen
 from bot.web.fresh import Fresh
@@ -112,9 +111,7 @@ class Metrics:
 def of_process(live: Live, *, now: float) -> list[Family]:
     """What every process tells. ``now``: seconds since the epoch."""
     memory, handles = _memory(), _handles()
-    build = {
-        (_version("quantcard"), platform.python_version(), _version("llama-cpp-python"), sqlite3.sqlite_version): 1.0
-    }
+    build = {(_version("quantcard"), platform.python_version(), _version("llama-cpp-python"), SQLITE_VERSION): 1.0}
     return [
         by_label("build_info", "gauge", "What runs here.", ("version", "python", "llama_cpp_python", "sqlite"), build),
         gauge("process_start_time_seconds", "When the service began, seconds since the epoch.", live.seen.started_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import signal
@@ -10,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -18,7 +19,15 @@ from typing import IO, Literal, Protocol
 from pydantic import BaseModel, ValidationError
 
 from core.contract import ErrorEvent, ProgressEvent, Result, ResultEvent, event_adapter
-from core.errors import JobProtocolError, MeasurementDiedError, QuantcardError, SandboxError, StorageError, by_name
+from core.errors import (
+    JobProtocolError,
+    MeasurementDiedError,
+    QuantcardError,
+    RunnerUnavailableError,
+    SandboxError,
+    StorageError,
+    by_name,
+)
 from core.sandbox.inside import UNSAFE_EXIT
 from core.sandbox.kernels import copy_kernels
 from core.sandbox.launch import Launch, launched
@@ -43,6 +52,8 @@ _GRACE = 1.0
 #: An error's sentence is cut here: it may be a stranger's.
 _MAX_MESSAGE = 500
 _MAX_STAGE, _MAX_COUNT = 100, 1 << 62
+#: What keeps a process from being started for a while.
+_PASSING = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 #: Progress events passed on a second; ours say five.
 _PER_SECOND = 50
 #: Jobs that need compiled kernels.
@@ -155,26 +166,27 @@ def run_launched(
             **launch.options,
         )
     except OSError as error:
-        raise SandboxError(f"The measuring process could not be started ({error.strerror or error}).") from None
+        said = f"The measuring process could not be started ({error.strerror or error})."
+        raise (RunnerUnavailableError if error.errno in _PASSING else SandboxError)(said) from None
     tail: deque[str] = deque(maxlen=_TAIL)
-    reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
-    reader.start()
-    dog = Watchdog(
-        process.pid,
-        limits,
-        folders=folders,
-        stopped=lambda: stop is not None and stop.is_set(),
-        kill=lambda: _kill(process),
-    )
     talk = _Conversation(process, on_progress)
-    try:
+    with ExitStack() as stack:
+        # In the end from below: kill while its number is still its own, then take its last words and its code.
+        stack.callback(process.wait)
+        reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
+        stack.callback(lambda: reader.ident and reader.join(timeout=5))
+        stack.callback(_kill, process)
+        reader.start()
+        dog = Watchdog(
+            process.pid,
+            limits,
+            folders=folders,
+            stopped=lambda: stop is not None and stop.is_set(),
+            kill=lambda: _kill(process),
+        )
+        stack.callback(dog.end)
         last = talk.hold(spec, dog)
-        process.wait()
-    finally:
-        _kill(process)
-        dog.end()
-        process.wait()
-        reader.join(timeout=5)
+        _wait(process)
     code = process.returncode
     if launch.shell_codes and 128 < code <= 128 + signal.NSIG:
         code = 128 - code
@@ -206,7 +218,7 @@ class _Conversation:
                 try:
                     line = self._lines.get(timeout=_GRACE)
                 except queue.Empty:
-                    if self._process.poll() is not None:
+                    if _has_ended(self._process):
                         return last
                     continue
                 if line is None:
@@ -324,6 +336,25 @@ def _drain(pipe: IO[bytes], tail: deque[str]) -> None:
     with pipe:
         for line in iter(lambda: pipe.readline(8192), b""):
             tail.append(line.decode("utf-8", errors="replace").rstrip())
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended; it stays a zombie, so that nobody else gets its number before we have killed its group."""
+    if not hasattr(os, "waitid"):
+        return process.poll() is not None
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait for its end; see :func:`_has_ended`."""
+    if not hasattr(os, "waitid"):
+        process.wait()
+        return
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

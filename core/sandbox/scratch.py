@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from core.canonical import storage_error
+
 _PREFIX = "quantcard-job-"
 #: Seconds that a folder without its lock may be one that is just being made.
 _YOUNG = 3600.0
@@ -20,12 +22,19 @@ _YOUNG = 3600.0
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder for one job. A lock beside it ends with this process, however it ends."""
-    base = tempfile.gettempdir()
-    _sweep_once(base)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-    lock = folder.with_name(folder.name + ".lock")
-    held = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """A new folder for one job. A lock beside it ends with this process, however it ends.
+
+    Raises:
+        StorageError: there is no room for temporary files.
+    """
+    try:
+        base = tempfile.gettempdir()
+        _sweep_once(base)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        lock = folder.with_name(folder.name + ".lock")
+        held = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise storage_error(Path(tempfile.gettempdir()), error) from error
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from core.contract import (
     SpeedSpec,
 )
 from core.errors import GGUFError, MeasurementDiedError, SandboxError
+from core.need import Capacity, Need
 from core.sandbox import levels
 from core.sandbox.child import StopReason, run_child
 from core.sandbox.levels import Limits, Sandbox
@@ -181,6 +182,28 @@ def test_the_local_runner(tmp_path: Path, demo_model: Path) -> None:
     threading.Timer(0.5, halt.event.set).start()
     with pytest.raises(JobStopped):
         runner.run(task(spec.model_copy(update={"repetitions": 10**6})), report=told.append, stop=halt)
+
+
+def test_what_a_task_may_take_follows_from_what_was_estimated(
+    tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gib = 1 << 30
+    runner = LocalRunner(load_settings(db=tmp_path / "q.db", unsafe_no_sandbox=True))
+    monkeypatch.setattr("bot.queue.runners.local.capacity_here", lambda data: Capacity(memory=64 * gib))
+    given: list[Limits] = []
+
+    def measured(spec: object, *, limits: Limits, **_: object) -> None:
+        given.append(limits)
+
+    monkeypatch.setattr("bot.queue.runners.local.run_child", measured)
+    spec = SpeedSpec(model=str(demo_model))
+    small, large = (
+        Need(weights=n * gib, kv_cache=0, logits=0, compute=0, baseline=0, disk=8 * gib, n_layers=1) for n in (4, 400)
+    )
+    for need in (small, large, None):
+        runner.run(replace(task(spec), need=need), report=lambda _: None, stop=Halt(threading.Event()))
+    assert [limits.memory_bytes for limits in given] == [8 * gib, 64 * gib - gib // 2, 64 * gib - gib // 2]
+    assert given[0].output_bytes == 13 * gib and given[0].seconds == 100
 
 
 def test_the_local_runner_refuses_where_nothing_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

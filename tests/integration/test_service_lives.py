@@ -148,8 +148,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         more = {"chunks": -1, "threads": 1, "drain_s": 1000.0}
         with command(world, "serve", port=free_port(), **more) as process:
             until(lambda: busy(world), seconds=60)
-            below = children(process.pid)
-            assert below
+            below = until(lambda: children(process.pid))
             process.send_signal(signal.SIGINT)
             # Two of the same, so close, may become one.
             process.send_signal(signal.SIGTERM)
@@ -229,3 +228,6 @@ def test_a_bad_end_of_the_program_is_told_without_secrets(tmp_path: Path) -> Non
     environment = {**os.environ, "HF_TOKEN": token, "QUANTCARD_DB": str(tmp_path / "q.db")}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "ValueError: bad: hf_***" in ended.stderr and token not in ended.stderr
+    told = code.replace("ValueError", "bot.cli.QuantcardError").replace("import sys, ", "import sys, bot.cli, ")
+    ended = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "Error: bad: hf_***" in ended.stderr and token not in ended.stderr

@@ -83,8 +83,9 @@ class Runner(Protocol):
         Args:
             report: called in this thread with every step; the stages "queued", "fetching" and "uploading" tell what
                 is not yet, or no more, measuring.
-            stop: asked often. When set: with ``stop.reason`` "shutdown" what runs elsewhere is left running, to be
-                joined after a restart; with any other reason it is cancelled. Either way :class:`JobStopped` follows.
+            stop: asked often. When set: with ``stop.reason`` "shutdown" or "lost" (another worker has the job now,
+                under the same id) what runs elsewhere is left running, to be joined; with any other reason it is
+                cancelled. Either way :class:`JobStopped` follows.
 
         Raises:
             JobStopped: ``stop`` was set.

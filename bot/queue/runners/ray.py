@@ -105,7 +105,7 @@ class RayRunner:
         except _NoAnswer as error:
             raise RunnerUnavailableError(f"The Ray cluster gives no answer: {error}") from None
         except JobStopped:
-            if stop.reason != "shutdown":
+            if stop.reason not in ("shutdown", "lost"):
                 self._cancel(client, task)
             raise
         except QuantcardError:

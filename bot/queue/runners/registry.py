@@ -16,8 +16,20 @@ def _local(settings: Settings, hub: HubDoor) -> Runner:
     return LocalRunner(settings)
 
 
+def _hf_jobs(settings: Settings, hub: HubDoor) -> Runner:
+    from bot.queue.runners.hf_jobs import hf_jobs_runner
+
+    return hf_jobs_runner(settings, hub)
+
+
+def _ray(settings: Settings, hub: HubDoor) -> Runner:
+    from bot.queue.runners.ray import ray_runner
+
+    return ray_runner(settings, hub)
+
+
 #: By name; each is imported only where it is wanted.
-RUNNERS: dict[str, Callable[[Settings, HubDoor], Runner]] = {"local": _local}
+RUNNERS: dict[str, Callable[[Settings, HubDoor], Runner]] = {"local": _local, "hf-jobs": _hf_jobs, "ray": _ray}
 
 
 def runners_of(settings: Settings, hub: HubDoor) -> list[Runner]:
