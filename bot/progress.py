@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 
 class Bars:
-    """Shows one bar for the running job. Use as a context manager; call :meth:`job` or :meth:`update`."""
+    """Shows a bar for each running job. Use as a context manager; call :meth:`job` or :meth:`update`."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -43,9 +43,8 @@ class Bars:
             console=err,
             transient=True,
         )
-        self._task: TaskID | None = None
-        self._title = ""
-        self._started = time.monotonic()
+        #: By title: its bar, and when it began.
+        self._tasks: dict[str, tuple[TaskID, float]] = {}
 
     def __enter__(self) -> Self:
         if err.is_terminal:
@@ -60,12 +59,10 @@ class Bars:
 
     def update(self, title: str, event: ProgressEvent | None) -> None:
         """Show how far the work called ``title`` is."""
-        if title != self._title:
-            self._drop()
-            self._title, self._started = title, time.monotonic()
-            self._task = self._progress.add_task(escape(title), total=None)
-        if event is not None and self._task is not None:
-            self._progress.update(self._task, completed=event.done, total=event.total)
+        if title not in self._tasks:
+            self._tasks[title] = (self._progress.add_task(escape(title), total=None), time.monotonic())
+        if event is not None:
+            self._progress.update(self._tasks[title][0], completed=event.done, total=event.total)
 
     def job(self, event: JobEvent) -> None:
         """Show a worker's event; endings become a line that stays."""
@@ -73,15 +70,19 @@ class Bars:
         if event.state == "running":
             self.update(title, event.progress)
             return
-        seconds = time.monotonic() - self._started
-        self._drop()
-        marks = {"done": "[green]✓[/]", "todo": "[yellow]↻[/]", "dead": "[red]✗[/]"}
-        tail = f": {event.error}" if event.error else f" ({seconds:.1f} s)"
+        task, started = self._tasks.pop(title, (None, time.monotonic()))
+        if task is not None:
+            self._progress.remove_task(task)
+        tail = f": {event.error}" if event.error else f" ({time.monotonic() - started:.1f} s)"
         again = " It is tried again." if event.state == "todo" else ""
-        err.print(f"{marks.get(event.state, marks['dead'])} {escape(title)}{escape(masked(tail))}{again}")
+        said = " was cancelled." if event.state == "cancelled" else escape(masked(tail))
+        err.print(f"{_MARKS[event.state]} {escape(title)}{said}{again}")
 
-    def _drop(self) -> None:
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        self._title = ""
+
+_MARKS = {
+    "done": "[green]✓[/]",
+    "todo": "[yellow]↻[/]",
+    "failed": "[red]✗[/]",
+    "dead": "[red]✗[/]",
+    "cancelled": "[yellow]–[/]",
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ PATIENCE = 60.0
 _HUB_PATIENCE = 3
 #: Times that a worker whose database can't be used begins again, and seconds between them.
 _TRIES, _REST_S = 5, 5.0
+#: Seconds after which jobs that are ready and that nobody takes are looked at.
+_LOOK_S = 60.0
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Pool:
     _busy: int = 0
     _hub_failures: int = 0
     _told: float | None = None
+    _looked: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
         """Work until nothing may start within :data:`PATIENCE`, or ``stop`` or ``pause`` say so.
@@ -67,7 +71,7 @@ class Pool:
         with self._ahead():
             self._run_slots()
         if not self.stop.is_set():
-            self._refuse_too_large()
+            self._refuse_too_large(self.store)
 
     def _ahead(self) -> AbstractContextManager[object]:
         """Fetches what comes next, where files have to be here to be measured."""
@@ -135,6 +139,11 @@ class Pool:
             return False
         due = store.jobs.next_start()
         wait = (due or 0) - self.clock.now()
+        if self.forever and due == 0:
+            with self._lock:
+                late, self._looked = time.monotonic() > self._looked + _LOOK_S, time.monotonic()
+            if late:
+                self._refuse_too_large(store)
         with self._lock:
             busy = self._busy > 0
         # What is ready and was not taken fits another runner only.
@@ -153,13 +162,13 @@ class Pool:
                 self._hub_failures = self._hub_failures + 1 if away else 0
             self.tell_job(event)
 
-    def _refuse_too_large(self) -> None:
+    def _refuse_too_large(self, store: Store) -> None:
         """End jobs that fit no runner, where every runner's size is known."""
         most = [most_memory(runner.capacity()) for runner in self.runners]
         if known := [one for one in most if one is not None]:
             if len(known) < len(most):
                 return
             largest = max(known)
-            ended = self.store.leases.refuse_larger(largest, now=self.clock.now())
+            ended = store.leases.refuse_larger(largest, now=self.clock.now())
             if ended:
                 self.tell(f"{ended} jobs need more memory than any runner has ({largest / 1e9:.0f} GB).")
