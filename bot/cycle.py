@@ -99,8 +99,13 @@ class Cycle:
         self._tell_job, self._tell, self.stop = tell_job, tell, stop
         self.protocol = settings.protocol_in_force()
 
-    def run(self, *, poll: bool = True) -> CycleReport:
-        """Run every step once; without ``poll``, no list is read: only what is marked as changed is looked into."""
+    def run(self, *, poll: bool = True, work: bool = True) -> CycleReport:
+        """Run every step once.
+
+        Args:
+            poll: read lists; else only what is marked as changed is looked into.
+            work: measure until the queue is empty; else somebody else does.
+        """
         report = CycleReport()
         if self.settings.hf_token:
             self.hub.whoami()
@@ -109,7 +114,8 @@ class Cycle:
             self._guard(report, "references", self._prove)
         if not self.stop.is_set():
             report.queued = self.plan()
-        self.work(report)
+        if work:
+            self.work(report)
         if not self.stop.is_set():
             self.publish(report)
         return report

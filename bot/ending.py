@@ -26,6 +26,7 @@ class Ending:
 
     Args:
         drain_s: seconds that the work gets to end by itself.
+        busy: whether there is any.
         begin: begins no new work; ``put_back``: ends the work that runs; ``leave``: ends the rest of the process.
         hurry: ends what ``leave`` still waits for.
     """
@@ -34,15 +35,15 @@ class Ending:
         self,
         *,
         drain_s: float,
+        busy: Callable[[], bool],
         begin: Callable[[], None],
         put_back: Callable[[], None],
         leave: Callable[[], None],
         hurry: Callable[[], None],
     ) -> None:
-        self._drain_s = drain_s
+        self._drain_s, self._busy = drain_s, busy
         self._begin, self._put_back, self._leave, self._hurry = begin, put_back, leave, hurry
         self._signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._idle = threading.Event()
         self.hurried = threading.Event()
         self.interrupted = False
 
@@ -63,10 +64,6 @@ class Ending:
             self._signals.put(None)
             thread.join(timeout=1.0)
 
-    def idle(self) -> None:
-        """The work has ended by itself: nothing is to be waited for."""
-        self._idle.set()
-
     def ask(self, number: int = signal.SIGTERM) -> None:
         """End as if that signal had come."""
         self._signals.put(number)
@@ -81,8 +78,8 @@ class Ending:
         self.interrupted = first == signal.SIGINT
         self._begin()
         until = time.monotonic() + self._drain_s
-        while not self._idle.is_set() and time.monotonic() < until and self._signals.empty():
-            self._idle.wait(0.1)
+        while self._busy() and time.monotonic() < until and self._signals.empty():
+            time.sleep(0.1)
         self._put_back()
         self._leave()
         if (second := self._signals.get()) is not None:

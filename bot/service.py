@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from bot.health import Health
 from bot.hub.door import HubDoor
 from bot.leaderboard import queue_of, results_of, taker
 from bot.lock import InstanceLock
+from bot.measuring import Measuring
 from bot.queue.worker import JobEvent
 from bot.settings import Settings
 from bot.status import WEBHOOKS, remember_cycle
@@ -69,10 +71,28 @@ class Service:
         self._voice = Voice(settings.log_format)
         self._scheduler = BackgroundScheduler(timezone="UTC")
         self._clock_watch = ClockWatch(self._scheduler, jumped=self._clock_jumped)
-        self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._worker = threading.Thread(target=self._work, name="cycles", daemon=True)
+        self._tell_job: Callable[[JobEvent], None] = lambda _: None
+        self._measuring = Measuring(
+            settings,
+            hub,
+            self.clock,
+            tell_job=self._job_came_on,
+            tell=self._voice.say,
+            job_ended=self._job_ended,
+            trouble=lambda said: self.vitals.note(trouble=scrub(said) if said else None),
+            draining=lambda: self.vitals.seen.draining,
+            stop=self.stop,
+        )
         self._server: Server | None = None
+        self._jobs_told = 0
         self._ending = Ending(
-            drain_s=settings.drain_s, begin=self._drain, put_back=self._end, leave=self._leave, hurry=self._hurry
+            drain_s=settings.drain_s,
+            busy=self._is_busy,
+            begin=self._drain,
+            put_back=self._end,
+            leave=self._leave,
+            hurry=self._hurry,
         )
 
     def run(self) -> None:
@@ -84,15 +104,19 @@ class Service:
         settings = self.settings
         logs.serve(form=settings.log_format, level=settings.log_level)
         settings.protocol_in_force()
-        with InstanceLock(settings.db, now=self.clock.now()), listen(settings.host, settings.port) as sock:
-            with Store(settings.db):
-                pass
+        with (
+            InstanceLock(settings.db, now=self.clock.now()),
+            listen(settings.host, settings.port) as sock,
+            # Open as long as we run: on a full disk one that is not open can't even be read.
+            Store(settings.db),
+        ):
             self._server = server = Server(self.app())
             self.results.refresh()
             self._poll()
             self._start_timers()
-            with self._ending.listening():
+            with self._ending.listening(), self._voice.jobs() as self._tell_job:
                 self._worker.start()
+                self._measuring.start()
                 where = f"http://{settings.host}:{sock.getsockname()[1]}"
                 self._voice.say(f"Serving at {where}  (leaderboard, /status, /healthz, /webhooks/hub)")
                 try:
@@ -123,7 +147,7 @@ class Service:
         """Begin no further job and no further cycle."""
         self.vitals.note(draining=True)
         self.bell.end()
-        if self.settings.drain_s and self._worker.is_alive():
+        if self.settings.drain_s and self._is_busy():
             self._voice.say(f"Ending: running jobs have {self.settings.drain_s:.0f} s. A second signal ends at once.")
 
     def _end(self) -> None:
@@ -150,15 +174,30 @@ class Service:
         self._clock_watch.close()
         self._scheduler.shutdown(wait=False)
         began = time.monotonic()
-        while self._worker.is_alive():
+        while self._is_busy():
             grace = _HURRIED_S if self._ending.hurried.is_set() else _WORKER_GRACE_S
             if time.monotonic() > began + grace:
                 break
             self._worker.join(timeout=0.1)
+            self._measuring.join(timeout=0.1)
         self._voice.say("Stopped.")
-        if self._worker.is_alive() and not self._ending.hurried.is_set():
+        if self._is_busy() and not self._ending.hurried.is_set():
             # It hangs; its jobs' leases run out. Threads of its own must not keep the process.
             threading.Thread(target=self._ending.at_once, daemon=True).start()
+
+    def _is_busy(self) -> bool:
+        """Whether a job or a cycle is under way."""
+        return self._worker.is_alive() or self._measuring.is_alive()
+
+    def _job_came_on(self, event: JobEvent) -> None:
+        self.vitals.alive()
+        self._tell_job(event)
+
+    def _job_ended(self, event: JobEvent) -> None:
+        """What came of it is to be told at once."""
+        if event.state == "done":
+            self.vitals.count("jobs_done")
+        self._due()
 
     def _poll(self) -> None:
         """It is time for a whole cycle."""
@@ -264,7 +303,6 @@ class Service:
                     self._failed("internal error, see the log", started)
                     logger.exception("A cycle failed; the next one tries again.")
         finally:
-            self._ending.idle()
             self.vitals.note(worker_died=not self.vitals.seen.draining)
 
     def _failed(self, said: str, started: float) -> None:
@@ -273,24 +311,18 @@ class Service:
 
     def _cycle(self, *, poll: bool) -> None:
         started, since = self.clock.now(), time.monotonic()
-        with Store(self.settings.db) as store, self._voice.jobs() as tell_job:
-
-            def told(event: JobEvent) -> None:
-                self.vitals.alive()
-                tell_job(event)
-
+        with Store(self.settings.db) as store:
             cycle = Cycle(
                 store,
                 self.hub,
                 self.settings,
                 self.clock,
-                tell_job=told,
+                tell_job=self._job_came_on,
                 tell=self._voice.say,
                 stop=self.stop,
-                pause=self.bell.rung,
             )
             try:
-                report = cycle.run(poll=poll)
+                report = cycle.run(poll=poll, work=False)
             except Exception as failure:
                 # A token that is not known, say: the status has to tell it too.
                 said = failure
@@ -298,15 +330,17 @@ class Service:
                     said = QuantcardError(f"An internal error ({type(failure).__name__}); see the log.")
                 self._remember(store, CycleReport(errors=[("the cycle", said)]), started=started)
                 raise
+            done = self.vitals.seen.jobs_done
+            report.jobs_done, self._jobs_told = done - self._jobs_told, done
             self._remember(store, report, started=started)
         errors = _errors(report)
         self.last = {
             "cycles": self.last["cycles"] + 1,
             "repos_changed": len(report.poll.changed),
-            "jobs_done": report.jobs_done,
+            "jobs_done": self.vitals.seen.jobs_done,
             "errors": len(errors),
         }
-        self.vitals.cycle_ended(seconds=time.monotonic() - since, jobs_done=report.jobs_done, errors=len(errors))
+        self.vitals.cycle_ended(seconds=time.monotonic() - since, errors=len(errors))
         if report.poll.resume_in is not None and not self.stop.is_set():
             self._resume(report.poll.resume_in)
         self.results.refresh()

@@ -34,6 +34,7 @@ class Seen:
     error: str | None = None
     draining: bool = False
     worker_died: bool = False
+    trouble: str | None = None
     clock_jumps: int = 0
     backups: int = 0
     backup_failures: int = 0
@@ -69,7 +70,7 @@ class Vitals:
         """A job came on."""
         self.note(alive_at=self._clock())
 
-    def cycle_ended(self, *, seconds: float, jobs_done: int, errors: int) -> None:
+    def cycle_ended(self, *, seconds: float, errors: int) -> None:
         """A cycle ended; what went wrong in single repos is not its failure."""
         with self._lock:
             self._seen = replace(
@@ -78,7 +79,6 @@ class Vitals:
                 cycles=self._seen.cycles + 1,
                 errors=self._seen.errors + errors,
                 cycle_seconds=seconds,
-                jobs_done=self._seen.jobs_done + jobs_done,
                 error=None,
             )
 
@@ -131,6 +131,8 @@ def unready(
         found.append(ENDING)
     if seen.worker_died:
         found.append("The thread that works has died; the log says why. Restart the service.")
+    if seen.trouble:
+        found.append(f"Nothing can be measured: {seen.trouble}")
     if database:
         found.append(database)
     for name, wanted in room.items():

@@ -94,7 +94,10 @@ class Pool:
         if len(slots) == 1:
             self._work(self.store, slots[0])
         else:
-            threads = [threading.Thread(target=self._alone, args=(one,), name=f"worker-{one.name}") for one in slots]
+            threads = [
+                threading.Thread(target=self._alone, args=(one,), name=f"worker-{one.name}", daemon=True)
+                for one in slots
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bot_helpers import BOT_TOKEN, CARD, REPO, World, command, quant, until
 from web_helpers import ask
 
@@ -231,3 +233,51 @@ def test_a_bad_end_of_the_program_is_told_without_secrets(tmp_path: Path) -> Non
     told = code.replace("ValueError", "bot.cli.QuantcardError").replace("import sys, ", "import sys, bot.cli, ")
     ended = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "Error: bad: hf_***" in ended.stderr and token not in ended.stderr
+
+
+def test_a_full_disk_is_told_and_outlived(tmp_path: Path) -> None:
+    """On a file system of its own, filled to the last byte while it serves, and then not."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with World(tmp_path, template=False) as world, small_disk(tmp_path / "disk", 48 << 20) as disk:
+        places = {"db": disk / "bot.db", "data_dir": disk / "data"}
+        with Store(places["db"]) as store:
+            store.repos.follow("uploader", consented=False, now=time.time())
+        with command(world, "serve", port=port, poll_interval_s=1.0, **places) as process:
+            until(lambda: cycles(url), seconds=60)
+            assert "The disk of the data has" in answer(f"{url}/readyz")[1]["reasons"][0], "less than it should have"
+            fill(disk / "filling")
+            world.usual()
+            until(lambda: "disk is full" in answer(f"{url}/healthz")[1].get("error", ""), seconds=60)
+            assert answer(f"{url}/livez")[0] == 200 == ask(f"{url}/metrics")[0]
+            until(lambda: "has 0 MB free" in _reason(url, "The disk of the database"))
+            page = ask(f"{url}/status")[2]
+            assert "has 0 MB free" in page and str(tmp_path) not in page
+            (disk / "filling").unlink()
+            until(lambda: answer(f"{url}/healthz")[1].get("jobs", {}).get("done") == 5, seconds=120)
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=30)[0]
+            assert process.returncode == 0 and "Traceback" not in said, said
+
+
+def _reason(url: str, begins: str) -> str:
+    return next((one for one in answer(f"{url}/readyz")[1].get("reasons", []) if one.startswith(begins)), "")
+
+
+def fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+
+
+@contextmanager
+def small_disk(path: Path, n_bytes: int) -> Iterator[Path]:
+    """A file system of its own, of this size."""
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={n_bytes}", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system can't be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=False)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bot import logs
@@ -78,6 +78,7 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
     assert Mask()(text) == text
 
 
+@settings(deadline=None)
 @given(secret=SECRETS, before=TEXTS, after=TEXTS, how=st.integers(0, 6))
 def test_a_known_secret_never_comes_out(secret: str, before: str, after: str, how: int) -> None:
     assume(secret.strip("*").strip())
@@ -92,12 +93,14 @@ def test_a_known_secret_never_comes_out(secret: str, before: str, after: str, ho
         assert bare == secret.strip("b'\"") or bare not in masked
 
 
+@settings(deadline=None)
 @given(secrets=st.lists(st.text("ab*", min_size=4, max_size=9), max_size=4), text=st.text("ab*", max_size=60))
 def test_secrets_that_are_parts_of_each_other(secrets: list[str], text: str) -> None:
     masked = Mask(secrets)(text)
     assert not any(secret in masked for secret in secrets if secret.strip("*"))
 
 
+@settings(deadline=None)
 @given(secret=SECRETS, message=TEXTS, field=TEXTS, trace=TEXTS)
 @pytest.mark.parametrize("kind", [TextLog, JsonLog])
 def test_no_line_shows_a_setting_that_is_secret(
@@ -198,8 +201,8 @@ def test_a_host_keeps_its_own_handlers() -> None:
 
 def test_the_settings_tell_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    settings = load_settings(webhook_secret="a long random text")
-    assert set(settings.secrets) == {TOKEN, "a long random text"}
+    found = load_settings(webhook_secret="a long random text")
+    assert set(found.secrets) == {TOKEN, "a long random text"}
     assert logs.masked("so: a long random text") == "so: ***"
     named = [name for name in Settings.model_fields if "token" in name or "secret" in name or "password" in name]
     assert named and all(not Settings.model_fields[name].repr for name in named), "hidden, so known as secret"

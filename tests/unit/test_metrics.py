@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -159,6 +160,7 @@ def test_what_happened_is_counted_once(settings: Settings, store: Store) -> None
     assert history and all(fresh[key] == value for key, value in history.items() if "process" not in key[0])
 
 
+@hypothesis.settings(deadline=None, max_examples=60)
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 4), st.sampled_from(["todo", "leased", "running", "done", "failed"]),
