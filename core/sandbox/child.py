@@ -174,7 +174,7 @@ def run_launched(
         # In the end from below: kill while its number is still its own, then take its last words and its code.
         stack.callback(process.wait)
         reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
-        stack.callback(lambda: reader.ident and reader.join(timeout=5))
+        stack.callback(_join, reader)
         stack.callback(_kill, process)
         reader.start()
         dog = Watchdog(
@@ -336,6 +336,12 @@ def _drain(pipe: IO[bytes], tail: deque[str]) -> None:
     with pipe:
         for line in iter(lambda: pipe.readline(8192), b""):
             tail.append(line.decode("utf-8", errors="replace").rstrip())
+
+
+def _join(reader: threading.Thread) -> None:
+    # It was never started where there is no room for a thread.
+    with suppress(RuntimeError):
+        reader.join(timeout=5)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

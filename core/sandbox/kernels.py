@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -76,7 +77,10 @@ def _make(folder: Path) -> None:
 
 
 def _forget_old(place: Path, *, keep: Path) -> None:
-    """Remove what was compiled for sources of long ago."""
+    """Remove what was compiled for sources of long ago, and what a compiler that was killed left."""
+    for left in place.glob(".making-*"):
+        if time.time() - left.stat().st_mtime > _COMPILE_S:
+            shutil.rmtree(left, ignore_errors=True)
     found = [folder for folder in place.iterdir() if not folder.name.startswith(".") and folder != keep]
     for folder in sorted(found, key=lambda folder: folder.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(folder, ignore_errors=True)

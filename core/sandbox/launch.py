@@ -6,15 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.errors import SandboxError
+from core.errors import SandboxError, StorageError
 from core.sandbox.inside import UNSAFE_EXIT, Config
 from core.sandbox.levels import Level, Limits
 from core.sandbox.reach import (
@@ -27,6 +26,7 @@ from core.sandbox.reach import (
     system_paths,
     unreadable,
 )
+from core.sandbox.scratch import scratch_folder
 from core.sandbox.users import own_user
 
 _NOBODY = "65534"
@@ -169,23 +169,29 @@ def _seen(paths: Sequence[str]) -> Iterator[str]:
             yield from ("--symlink", str(Path(path).readlink()), path)
 
 
-def try_out(level: Level, *, run: Callable[..., Any] = subprocess.run) -> str | None:
+def try_out(level: Level) -> str | None:
     """Start a process at ``level`` that does nothing. Why it can't be done, or None."""
     if level == "bubblewrap" and bubblewrap() is None:
         return "bubblewrap is not installed"
     if level == "uid" and os.geteuid() != 0:
         return "only root can run a job as another user"
-    with tempfile.TemporaryDirectory(prefix="quantcard-try-") as name:
-        try:
-            with launched(
-                level, ["-"], scratch=Path(name), reads=[], writes=[], limits=Limits(seconds=_TRIAL_S)
-            ) as launch:
-                done = run(
-                    launch.argv, env=launch.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                    timeout=_TRIAL_S, check=False, **launch.options,
-                )  # fmt: skip
-        except (OSError, subprocess.SubprocessError, SandboxError) as error:
-            return f"{level} does not work here ({error})"
+    try:
+        with (
+            scratch_folder() as scratch,
+            launched(level, ["-"], scratch=scratch, reads=[], writes=[], limits=Limits(seconds=_TRIAL_S)) as launch,
+        ):
+            done = subprocess.run(
+                launch.argv,
+                env=launch.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_TRIAL_S,
+                check=False,
+                **launch.options,
+            )
+    except (OSError, subprocess.SubprocessError, SandboxError, StorageError) as error:
+        return f"{level} does not work here ({error})"
     if done.returncode == 0 and "confined" in done.stdout:
         return None
     said = " ".join((done.stderr or "").split())[-200:] or f"code {done.returncode}"

@@ -16,8 +16,8 @@ from pathlib import Path
 from core.canonical import storage_error
 
 _PREFIX = "quantcard-job-"
-#: Seconds that a folder without its lock may be one that is just being made.
-_YOUNG = 3600.0
+#: Seconds after which a folder without a lock is nobody's.
+_OLD = 7 * 24 * 3600.0
 
 
 @contextmanager
@@ -27,20 +27,31 @@ def scratch_folder() -> Iterator[Path]:
     Raises:
         StorageError: there is no room for temporary files.
     """
+    base = tempfile.gettempdir()
     try:
-        base = tempfile.gettempdir()
         _sweep_once(base)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        lock = folder.with_name(folder.name + ".lock")
-        held = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock, held = _locked(base)
+        folder = lock.with_suffix("")
+        folder.mkdir(mode=0o700)
     except OSError as error:
-        raise storage_error(Path(tempfile.gettempdir()), error) from error
+        raise storage_error(Path(base), error) from error
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
         yield folder
     finally:
         remove(folder)
         lock.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _locked(base: str) -> tuple[Path, int]:
+    """A new lock that we hold: the folder comes after it, so that a sweep never sees one whose owner has none."""
+    while True:
+        held, name = tempfile.mkstemp(prefix=_PREFIX, suffix=".lock", dir=base)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if Path(name).stat().st_ino == os.fstat(held).st_ino:
+                return Path(name), held
+        # A sweep was faster than our lock.
         os.close(held)
 
 
@@ -70,24 +81,25 @@ def _sweep_once(base: str) -> None:
 def sweep(base: str | None = None) -> int:
     """Remove the folders of parents that are dead; how many there were."""
     found = 0
-    for folder in Path(base or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for lock in Path(base or tempfile.gettempdir()).glob(f"{_PREFIX}*.lock"):
         with suppress(OSError):
-            if folder.name.endswith(".lock") or not _is_ours(folder):
-                continue
-            lock = folder.with_name(folder.name + ".lock")
-            if not lock.exists():
-                if time.time() - folder.stat().st_mtime > _YOUNG:
-                    remove(folder)
-                    found += 1
-                continue
             held = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(folder)
+                folder = lock.with_suffix("")
+                if folder.exists() and _is_ours(folder):
+                    remove(folder)
+                    found += 1
                 lock.unlink(missing_ok=True)
-                found += 1
             finally:
                 os.close(held)
+    for folder in Path(base or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            # An older version's, which had no locks.
+            old = time.time() - folder.stat().st_mtime > _OLD
+            if folder.suffix != ".lock" and not Path(f"{folder}.lock").exists() and old and _is_ours(folder):
+                remove(folder)
+                found += 1
     return found
 
 
