@@ -37,7 +37,11 @@ def reset_peak_rss() -> None:
 
 
 class PeakVram:
-    """Samples this process's VRAM over all NVIDIA GPUs while the block runs; ``bytes`` is None without NVML."""
+    """Samples this process's VRAM over all NVIDIA GPUs while the block runs; ``bytes`` is None without NVML.
+
+    In a sandbox this process has another number than the one that the driver knows: then it is what the GPUs' use
+    grew by, which is ours as long as nothing else begins to use them.
+    """
 
     def __init__(self, *, interval: float = 0.05) -> None:
         self.bytes: int | None = None
@@ -55,8 +59,16 @@ class PeakVram:
             # No NVML, no driver, no GPU: nothing to sample.
             return self
 
+        def in_all() -> int:
+            found = 0
+            for handle in handles:
+                with suppress(pynvml.NVMLError):
+                    found += pynvml.nvmlDeviceGetMemoryInfo(handle).used
+            return found
+
+        own, before = os.getpid(), in_all()
+
         def sample() -> None:
-            own = os.getpid()
             while True:
                 used = 0
                 for handle in handles:
@@ -64,7 +76,8 @@ class PeakVram:
                         for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
                             if process.pid == own and process.usedGpuMemory:
                                 used += process.usedGpuMemory
-                if used:
+                used = used or in_all() - before
+                if used > 0:
                     self.bytes = max(self.bytes or 0, used)
                 if self._stop.wait(self._interval):
                     return

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from bot.queue.runners.base import JobStopped, Stop, Task
 from bot.queue.runners.here import capacity_here
 from bot.settings import Settings
-from core.contract import BaselineToolSpec, ProgressEvent, Result, result_adapter
-from core.errors import SandboxError, StorageError
+from core.contract import BaselineSpec, BaselineToolSpec, ProgressEvent, QualitySpec, Result, SpeedSpec, result_adapter
+from core.errors import SandboxError, StorageError, TooLargeError
 from core.need import Capacity
+from core.placing import TooLarge, place
 from core.sandbox.child import Flag, last_words, run_child, scrubbed_environment
 from core.sandbox.levels import NONE, Limits, Sandbox, best_sandbox
 from core.sandbox.spec_paths import Spec, outputs_of, reads_of, with_outputs, writes_of
@@ -24,6 +25,7 @@ from core.sandbox.spec_paths import Spec, outputs_of, reads_of, with_outputs, wr
 __all__ = ["JobStopped", "LocalRunner", "last_words", "run_job", "scrubbed_environment"]
 
 _GIB = 1 << 30
+AnySpec = BaselineSpec | QualitySpec | SpeedSpec
 
 
 class LocalRunner:
@@ -49,17 +51,34 @@ class LocalRunner:
 
     def run(self, task: Task, *, report: Callable[[ProgressEvent], None], stop: Stop) -> Result:
         """Run a task to its end; see :class:`bot.queue.runners.base.Runner`."""
-        writes = writes_of(task.spec)
+        spec = self._placed(task)
+        writes = writes_of(spec)
         for folder in writes:
             folder.mkdir(parents=True, exist_ok=True)
         return run_child(
-            task.spec,
+            spec,
             sandbox=self.sandbox,
-            reads=reads_of(task.spec),
+            reads=reads_of(spec),
             writes=writes,
             limits=self._limits(task),
             on_progress=report,
             stop=stop,
+        )
+
+    def _placed(self, task: Task) -> AnySpec:
+        """The spec with as many layers on the GPUs as fit, where the settings leave that open.
+
+        Raises:
+            TooLargeError: it does not fit at all.
+        """
+        capacity, machine = self.capacity(), task.spec.machine
+        if task.need is None or not capacity.vram or machine.n_gpu_layers != -1:
+            return task.spec
+        placed = place(task.need, capacity)
+        if isinstance(placed, TooLarge):
+            raise TooLargeError(f"{Path(task.model.files[0].path).name}: {placed.reason}")
+        return task.spec.model_copy(
+            update={"machine": machine.model_copy(update={"n_gpu_layers": placed.n_gpu_layers})}
         )
 
     def _limits(self, task: Task) -> Limits:
@@ -180,9 +199,9 @@ def _renamed(result: Result, names: dict[str, str]) -> Result:
             return {name: back(one) for name, one in value.items()}
         if isinstance(value, list):
             return [back(one) for one in value]
-        for folder, place in moved.items():
+        for folder, there in moved.items():
             if isinstance(value, str) and value.startswith(folder):
-                return str(Path(place) / value.removeprefix(folder))
+                return str(Path(there) / value.removeprefix(folder))
         return value
 
     found: Result = result_adapter.validate_python(back(result.model_dump()))
