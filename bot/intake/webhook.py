@@ -80,9 +80,8 @@ def act(store: Store, wake: Wake, *, now: float) -> bool:
     if wake.kind == "pull":
         if not any(pull.num == wake.num for pull in store.results.pulls(wake.repo_id)):
             return False
-        decided = store.publishing.get(wake.repo_id)
-        if decided is None or decided.next_at is None or decided.next_at > now:
-            store.publishing.touch(wake.repo_id, now=now)
+        # Also where it is due already: it may be decided about at this moment, and have been read before this came.
+        store.publishing.touch(wake.repo_id, now=now)
         return True
     watched = Overview(store.db).watched(wake.repo_id)
     if watched is None or (wake.sha is not None and wake.sha == watched.sha):

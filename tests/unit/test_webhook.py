@@ -186,6 +186,17 @@ class Ticks:
         return self.now
 
 
+def test_what_happens_to_a_pull_while_it_is_decided_about_is_not_lost(store: Store) -> None:
+    store.results.save_pull(REPO, 3, key="k", status="open", url=None, now=NOW)
+    store.publishing.touch(REPO, now=NOW)
+    begun = store.publishing.touches(REPO)
+    assert act(store, Wake("pull", REPO, num=3), now=NOW + 1)
+    store.publishing.note(
+        REPO, key="k", sha=None, action="update", reason="", num=3, now=NOW + 2, next_at=NOW + 3600, touched=begun
+    )
+    assert store.publishing.due(now=NOW + 3) == [REPO]
+
+
 def test_the_bucket_lets_a_burst_and_then_its_rate_through() -> None:
     clock = Ticks()
     bucket = Bucket(50, clock)
