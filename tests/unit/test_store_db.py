@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlite_utils
 
 from bot.store import Store
 from bot.store.db import immediate, migrations
 from core.errors import StorageError
+from core.protocol import WIKITEXT2_TEST, Protocol
 
 
 def test_a_fresh_and_a_reopened_database_have_every_migration(tmp_path: Path) -> None:
@@ -111,3 +113,39 @@ def test_a_pull_that_ends_wakes_the_owners_waiting_repos(tmp_path: Path) -> None
         assert store.publishing.due(now=9.0) == []
         store.results.save_pull("o/d", 1, key="k", status="merged", url=None, now=3.0)
         assert store.publishing.due(now=9.0) == ["o/a"]
+
+
+def test_jobs_of_an_earlier_quantcard_go_on(tmp_path: Path) -> None:
+    """Waiting, put off, running and dead ones, with a baseline that others wait for."""
+    path = tmp_path / "old.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    migrations.apply(sqlite_utils.Database(connection), stop_before="m004_the_queue")
+    connection.execute("INSERT INTO repos (id) VALUES ('up/r')")
+    connection.execute(
+        "INSERT INTO variants (id, repo_id, name, key, label, files, size_bytes, revision, first_seen) "
+        "VALUES (1, 'up/r', 'm', 'k', 'Q4_0', '[]', 7, '1', 0)"
+    )
+    protocol = Protocol(corpus=WIKITEXT2_TEST).model_dump_json()
+    for number, (state, priority, parent, later) in enumerate(
+        [("todo", 2, None, 0), ("todo", 1, 1, 0), ("todo", 0, None, 50), ("running", 0, None, 0), ("dead", 0, None, 0)]
+    ):
+        connection.execute(
+            "INSERT INTO jobs (key, kind, variant_id, protocol, state, priority, depends_on, not_before, lease_owner, "
+            "lease_until, created_at, updated_at) VALUES (?, 'speed', 1, ?, ?, ?, ?, ?, 'gone', 90, 10, 10)",
+            (f"k{number}", protocol, state, priority, parent, later),
+        )
+    connection.close()
+    with Store(path) as store:
+        assert store.jobs.counts() == {"dead": 1, "running": 1, "todo": 3}
+        assert {(job.owner, job.size_bytes) for job in store.jobs.all()} == {("up", 7)}
+        taken = []
+        while job := store.leases.claim("w", now=100.0, lease=1000):
+            taken.append(job.key)
+        # k1 waits for k0; k3's worker is gone.
+        assert sorted(taken) == ["k0", "k2", "k3"] and taken[0] == "k0"
+        first = store.jobs.by_keys(["k0"])["k0"]
+        assert store.leases.finish(first.id, "w", now=101.0)
+        last = store.leases.claim("w", now=102.0, lease=1000)
+        assert last and last.key == "k1"
+        assert store.jobs.retry(5, now=103.0)
+        assert store.publishing.due(now=200.0) == ["up/r"]
