@@ -7,7 +7,7 @@ its label first, and again after an answer that was lost.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,14 +16,22 @@ from huggingface_hub import JobHardwareInfo, JobInfo, Volume
 from huggingface_hub.utils import disable_progress_bars
 
 from bot.hub.base import HubBase
-from core.errors import HubError, HubNotFoundError, RunnerUnavailableError
+from core.errors import (
+    HubAuthError,
+    HubError,
+    HubNotFoundError,
+    HubRateLimitError,
+    HubUnreachableError,
+    RunnerUnavailableError,
+)
 
-#: The label by which a run is found again.
-LABEL = "quantcard"
+#: The labels by which a run is found again: its id, and which database's it is.
+LABEL, OWNER_LABEL = "quantcard", "quantcard-of"
 _ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
 _UNITS = {"second": 1 / 60, "minute": 1.0, "hour": 60.0}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?)?B?\s*", re.IGNORECASE)
 _MAX_SAID = 300
+_REFUSED = re.compile(r"HTTP status client error \((\d{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A Job to be started. It gets no secrets and no token."""
+    """A Job to be started; ``owner`` tells bots apart that share a namespace. It gets no secrets and no token."""
 
     label: str
+    owner: str
     image: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
@@ -121,11 +130,12 @@ class JobsApi(HubBase):
         found = self._ask("the hardware of Jobs", self._api.list_jobs_hardware)
         return [flavor for flavor in map(_flavor, found) if flavor is not None]
 
-    def find(self, label: str) -> list[HubJob]:
-        """The Jobs that carry a label, oldest first."""
+    def find(self, label: str, owner: str) -> list[HubJob]:
+        """The Jobs that carry these labels, oldest first."""
+        labels = {LABEL: label, OWNER_LABEL: owner}
         found = self._ask(
             "a Job by its label",
-            lambda: list(self._api.list_jobs(labels={LABEL: label}, namespace=self.namespace, timeout=30)),
+            lambda: list(self._api.list_jobs(labels=labels, namespace=self.namespace, timeout=30)),
         )
         return sorted((_job(one) for one in found), key=lambda job: (job.created_at, job.id))
 
@@ -142,7 +152,7 @@ class JobsApi(HubBase):
                     flavor=request.flavor,
                     timeout=request.timeout_s,
                     name=f"quantcard-{request.label}"[:63],
-                    labels={LABEL: request.label},
+                    labels={LABEL: request.label, OWNER_LABEL: request.owner},
                     volumes=[_volume(mount) for mount in request.mounts],
                     namespace=self.namespace,
                 ),
@@ -190,7 +200,7 @@ class JobsApi(HubBase):
     def upload(self, files: Mapping[str, Path | bytes]) -> None:
         """Put files into the bucket; one that is there already is replaced."""
         self._make()
-        self._ask(
+        self._by_xet(
             f"an upload to the bucket {self.bucket}",
             lambda: self._api.batch_bucket_files(
                 self.bucket, add=[(data if isinstance(data, bytes) else str(data), to) for to, data in files.items()]
@@ -203,7 +213,7 @@ class JobsApi(HubBase):
         Raises:
             HubNotFoundError: one is not there.
         """
-        self._ask(
+        self._by_xet(
             f"a download from the bucket {self.bucket}",
             lambda: self._api.download_bucket_files(self.bucket, list(files), raise_on_missing_files=True),
         )
@@ -215,6 +225,19 @@ class JobsApi(HubBase):
                 f"cleaning up the bucket {self.bucket}",
                 lambda: self._api.batch_bucket_files(self.bucket, delete=list(paths)),
             )
+
+    def _by_xet(self, doing: str, call: Callable[[], None]) -> None:
+        """Run one call that moves bytes. Xet asks again by itself, for minutes, and has errors of its own."""
+        try:
+            self._ask(doing, call, again=False)
+        except HubUnreachableError as error:
+            if (cause := error.__cause__) is not None and (ours := _xet_error(cause, doing)) is not None:
+                raise ours from cause
+            raise
+        except RuntimeError as error:
+            raise _xet_error(error, doing) or HubUnreachableError(
+                f"The Hub's storage failed at {doing}. Try again later."
+            ) from error
 
     def _make(self) -> None:
         if not self._made:
@@ -248,6 +271,20 @@ class DryRunJobsApi(JobsApi):
     @staticmethod
     def _no(doing: str) -> RunnerUnavailableError:
         return RunnerUnavailableError(f"Would {doing}, but this is a dry run. Measure locally, or run without it.")
+
+
+def _xet_error(error: BaseException, doing: str) -> HubError | None:
+    """Our error for a refusal that Xet tells of in words only; None where it tells of none."""
+    found = _REFUSED.search(str(error)[:2000])
+    if found is None:
+        return None
+    status = int(found.group(1))
+    said = f"The Hub's storage refused {doing} (status {status})."
+    if status in (401, 403):
+        return HubAuthError(f"{said} Give HF_TOKEN write rights to the bucket.")
+    if status == 404:
+        return HubNotFoundError(said)
+    return HubRateLimitError(f"{said} Try again in a few minutes.") if status in (408, 429) else HubError(said)
 
 
 def _flavor(told: JobHardwareInfo) -> Flavor | None:

@@ -53,7 +53,8 @@ def test_a_job_gets_no_token_and_carries_its_label(world: JobsWorld, monkeypatch
     world.runner().run(task, report=Heard(), stop=NEVER)
     (row,) = world.jobs()
     job = row["job"]
-    assert job.labels["quantcard"] == task.id and job.flavor == FLAVOR
+    assert job.labels["quantcard"] == task.id and job.labels["quantcard-of"] == hf_jobs_plan.owner_of(task)
+    assert job.flavor == FLAVOR
     assert job.secrets == {} and list(job.environment) == [VARIABLE]
     log = "\n".join(world.api().log(str(row["id"]), limit=1 << 20))
     assert VARIABLE in log and TOKEN not in log and "HF_TOKEN" not in log
@@ -120,6 +121,20 @@ def test_passing_faults_of_the_hub_are_waited_out(world: JobsWorld, monkeypatch:
     result = world.runner().run(task, report=heard, stop=NEVER)
     assert isinstance(result, BaselineResult) and Path(result.path).stat().st_size == result.size_bytes
     assert len(world.jobs()) == 1
+
+
+def test_storage_that_refuses_is_told_and_nothing_is_started(world: JobsWorld) -> None:
+    world.faults.fail(r"/xet/.*/xorbs/", status=403, times=20)
+    with pytest.raises(RunnerUnavailableError, match=r"storage refused an upload.*403"):
+        world.runner().run(world.files.task(), report=Heard(), stop=NEVER)
+    assert world.jobs() == [] and world.spent().open == ()
+
+
+def test_storage_that_does_not_give_back_what_a_job_made_is_told(world: JobsWorld) -> None:
+    task = world.files.task()
+    world.faults.fail(r"/xet/.*reconstructions/", status=400, times=2)
+    with pytest.raises(RunnerUnavailableError, match=r"storage refused a download.*400"):
+        world.runner().run(task, report=Heard(), stop=NEVER)
 
 
 def test_a_job_that_no_machine_takes_is_ended_and_tried_later(world: JobsWorld) -> None:
@@ -227,7 +242,8 @@ def test_the_result_is_read_from_the_bucket_where_the_log_has_lost_it(
     line = frame(A_RESULT, task.nonce)
     monkeypatch.setattr(hf_jobs_plan, "COMMAND", ("sh", "-c", 'echo "$0" > /out/end', line))
     assert world.runner().run(task, report=Heard(), stop=NEVER) == A_RESULT.result
-    assert world.in_bucket("jobs/") == [f"jobs/{task.id}/.keep", f"jobs/{task.id}/end"]
+    run = hf_jobs_plan.run_of(task)
+    assert world.in_bucket("jobs/") == [f"jobs/{run}/.keep", f"jobs/{run}/end"]
 
 
 def test_an_image_that_can_change_is_refused(world: JobsWorld, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import JobHardwareInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.hub.jobs_api import HubJob, _bytes, _flavor
+from bot.hub.jobs_api import HubJob, _bytes, _flavor, _xet_error
 from bot.queue.runners import hf_jobs_plan as plan
 from bot.queue.runners.base import ModelSource, Stages, Task
 from bot.queue.runners.hf_jobs_end import by_itself, read_log, without_result
@@ -20,6 +20,10 @@ from bot.queue.runners.hf_jobs_money import Ledger, Spending, cost, spending
 from bot.store import Store
 from core.contract import BaselineSpec, Machine, ProgressEvent, QualitySpec, QuantizeResult, ResultEvent, SpeedSpec
 from core.errors import (
+    HubAuthError,
+    HubError,
+    HubNotFoundError,
+    HubRateLimitError,
     JobProtocolError,
     MachineLostError,
     MeasurementDiedError,
@@ -105,7 +109,8 @@ def test_a_part_on_the_gpu_comes_before_none_and_the_cpu_last() -> None:
         plan.choose(need(400), some)
     with pytest.raises(RunnerUnavailableError, match="QUANTCARD_HF_JOBS_FLAVORS"):
         plan.choose(need(4), plan.usable(FLAVORS, ["abacus"]))
-    assert plan.choose(None, plan.usable(FLAVORS, [])).flavor.name == "h200x8"
+    unknown = plan.need_of(replace(task(SpeedSpec(model="m")), need=None))
+    assert unknown.weights == 11 and plan.choose(unknown, plan.usable(FLAVORS, [])).flavor.name == "t4-small"
     assert plan.largest(plan.usable(FLAVORS, [])).vram == (141 * GB,) * 8 and plan.largest([]).memory is None
 
 
@@ -125,6 +130,21 @@ def test_no_cheaper_one_would_have_held_it_as_well(gigabytes: float, layers: int
             except TooLargeError:
                 continue
             assert other.placement is not None and other.placement.n_gpu_layers != -1
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("Task error: CAS Client Error: HTTP status client error (403 Forbidden), domain: x", HubAuthError),
+        ("Network error: HTTP status client error (404 Not Found)", HubNotFoundError),
+        ("HTTP status client error (429 Too Many Requests)", HubRateLimitError),
+        ("HTTP status client error (400 Bad Request)", HubError),
+        ("HTTP status server error (500 Internal Server Error)", type(None)),
+        ("", type(None)),
+    ],
+)
+def test_what_xet_says_in_words_is_told_apart(said: str, error: type) -> None:
+    assert type(_xet_error(RuntimeError(said), "an upload")) is error
 
 
 # what is asked
@@ -154,7 +174,7 @@ def test_a_quality_job_sees_its_model_its_baseline_and_a_folder_to_write_in() ->
     assert [(one.at, one.kind, one.source, one.path, one.read_only) for one in asked.mounts] == [
         ("/model", "model", "owner/m-GGUF", None, True),
         ("/baseline", "bucket", "me/b", kept.prefix, True),
-        ("/out", "bucket", "me/b", "jobs/run-1", False),
+        ("/out", "bucket", "me/b", f"jobs/run-1-{plan.owner_of(task(spec))}", False),
     ]
     assert asked.mounts[0].revision == "0" * 40 and list(asked.environment) == [VARIABLE]
     told = unpacked(asked.environment[VARIABLE])
@@ -194,7 +214,7 @@ def test_a_task_that_does_not_fit_is_told() -> None:
 def test_time_and_its_guess_stay_within_the_limit() -> None:
     assert plan.time_limit(STAGES, most=7200) == 4500 and plan.time_limit(STAGES, most=1800) == 1800
     assert plan.guess_seconds(need(4), limit=7200) < plan.guess_seconds(need(40), limit=7200) < 7200
-    assert plan.guess_seconds(None, limit=100) == 100
+    assert plan.guess_seconds(need(4), limit=100) == 100
 
 
 # money

@@ -139,12 +139,12 @@ class HfJobsRunner:
             raise RunnerUnavailableError(str(error)) from error
         if job is not None:
             logger.info("%s: joined the Job %s (%s)", task.id, job.id, job.stage)
-            self._ledger.started(task.id, job.id, now=self._clock.now())
+            self._ledger.started(plan.run_of(task), job.id, now=self._clock.now())
         return job
 
     def _oldest(self, task: Task) -> HubJob | None:
         """Of the Jobs with this task's label that run or are done the oldest; the others are ended."""
-        found = [job for job in self._api.find(task.id) if job.joinable]
+        found = [job for job in self._api.find(task.id, plan.owner_of(task)) if job.joinable]
         for extra in found[1:]:
             if not extra.ended:
                 self._api.cancel(extra.id)
@@ -157,11 +157,12 @@ class HfJobsRunner:
             RunnerUnavailableError: there is no hardware, no money or no quota for it now.
             TooLargeError: it fits no hardware.
         """
+        need = plan.need_of(task)
         try:
-            choice = plan.choose(task.need, self._hardware.known())
+            choice = plan.choose(need, self._hardware.known())
             limit = plan.time_limit(task.stages, most=self._timeout_s)
             price = choice.flavor.usd_per_minute
-            guess = cost(price, plan.guess_seconds(task.need, limit=limit))
+            guess = cost(price, plan.guess_seconds(need, limit=limit))
             told = f"{choice.flavor.name}, about {guess:.2f} USD, {cost(price, limit):.2f} at most"
             self._reserve(task, price, limit)
             logger.info("%s: %s", task.id, told)
@@ -183,11 +184,11 @@ class HfJobsRunner:
             job = self._asked(task, request)
         except BaseException as error:
             if not isinstance(error, _Unanswered):
-                self._ledger.settle(task.id, seconds=None, now=self._clock.now())
+                self._ledger.settle(plan.run_of(task), seconds=None, now=self._clock.now())
             if isinstance(error, HubError | _Unanswered):
                 raise RunnerUnavailableError(str(error)) from error
             raise
-        self._ledger.started(task.id, job.id, now=self._clock.now())
+        self._ledger.started(plan.run_of(task), job.id, now=self._clock.now())
         report(ProgressEvent(stage=QUEUED, done=0, total=0, note=told))
         return job
 
@@ -212,18 +213,18 @@ class HfJobsRunner:
         """Put the worst case aside; where that is too much, first look at what has ended unseen."""
         now = self._clock.now()
         try:
-            self._ledger.reserve(task.id, usd_per_minute=price, worst_s=limit, now=now)
+            self._ledger.reserve(plan.run_of(task), usd_per_minute=price, worst_s=limit, now=now)
         except RunnerUnavailableError:
             if not self._settled(now):
                 raise
-            self._ledger.reserve(task.id, usd_per_minute=price, worst_s=limit, now=now)
+            self._ledger.reserve(plan.run_of(task), usd_per_minute=price, worst_s=limit, now=now)
 
     def _settled(self, now: float) -> int:
         """Settle runs of which nobody saw the end (the bot was killed, then the job went elsewhere); how many."""
         count = 0
         for one in self._ledger.open(now):
             with suppress(HubError):
-                jobs = self._api.find(one.run)
+                jobs = self._api.find(*one.run.rsplit("-", 1))
                 if jobs and all(job.ended for job in jobs):
                     self._ledger.settle(one.run, seconds=_seconds(jobs), now=now)
                     count += 1
@@ -300,7 +301,7 @@ class HfJobsRunner:
 
     def _settle(self, task: Task, job: HubJob) -> None:
         # What could not be written down stays reserved, which is more.
-        self._quietly(lambda: self._ledger.settle(task.id, seconds=_seconds([job]), now=self._clock.now()))
+        self._quietly(lambda: self._ledger.settle(plan.run_of(task), seconds=_seconds([job]), now=self._clock.now()))
 
     def _wait(self, stop: Stop, seconds: float) -> None:
         until = time.monotonic() + seconds

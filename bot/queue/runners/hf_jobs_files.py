@@ -16,7 +16,7 @@ from pathlib import Path
 from bot.hub.jobs_api import JobsApi
 from bot.queue.places import fallback_path
 from bot.queue.runners.base import Task
-from bot.queue.runners.hf_jobs_plan import BASELINE, CORPUS, END, Kept, job_prefix, kept_prefix
+from bot.queue.runners.hf_jobs_plan import BASELINE, CORPUS, END, Kept, job_prefix, kept_prefix, run_of
 from bot.store import Store
 from bot.store.db import immediate
 from core.canonical import sha256_file, storage_error
@@ -34,7 +34,7 @@ from core.frame import MAX_LINE, Ended, Output
 
 logger = logging.getLogger(__name__)
 
-#: Task ids by when they ended, whose folders in the bucket are still to be removed.
+#: Runs by when they ended, whose folders in the bucket are still to be removed.
 _LEFT = "hf-jobs:left"
 _KEPT_S = 3600.0
 _HEAD = re.compile(r"head-[0-9a-f]{16}\.gguf")
@@ -77,7 +77,7 @@ class Files:
             path = Path(spec.corpus)
             found[CORPUS] = self._kept("corpora", path.stem, [path])
         # A folder that holds nothing can't be mounted.
-        self._api.upload({f"{job_prefix(task.id)}/.keep": b"\n"})
+        self._api.upload({f"{job_prefix(run_of(task))}/.keep": b"\n"})
         return found
 
     def _kept(self, kind: str, name: str, paths: list[Path]) -> Kept:
@@ -158,7 +158,7 @@ class Files:
     def _fetched(self, task: Task, outputs: list[Output], folder: Path) -> None:
         for pause in (*_LATE, None):
             try:
-                self._api.download([(f"{job_prefix(task.id)}/{one.path}", folder / one.path) for one in outputs])
+                self._api.download([(f"{job_prefix(run_of(task))}/{one.path}", folder / one.path) for one in outputs])
                 return
             except HubNotFoundError as error:
                 if pause is None:
@@ -173,7 +173,7 @@ class Files:
         Raises:
             HubUnreachableError, HubRateLimitError: nobody knows.
         """
-        path = f"{job_prefix(task.id)}/{END}"
+        path = f"{job_prefix(run_of(task))}/{END}"
         folder = self._folder / task.id
         try:
             if not 0 < self._api.files(path).get(path, 0) <= MAX_LINE:
@@ -191,11 +191,11 @@ class Files:
     def clean(self, task: Task) -> None:
         """Remove a task's folders, here and in the bucket; what can't be removed is not worth an error."""
         shutil.rmtree(self._folder / task.id, ignore_errors=True)
-        self._clean(task.id)
+        self._clean(run_of(task))
 
     def clean_later(self, task: Task, *, now: float) -> None:
         """Remove a task's folder in the bucket once its result is certainly stored: until then it may be asked for."""
-        self._note(lambda left: {**left, task.id: now})
+        self._note(lambda left: {**left, run_of(task): now})
 
     def clean_old(self, *, now: float) -> None:
         """Remove what :meth:`clean_later` was told of a while ago."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Choice:
     """The hardware for a task, and how the model is laid on it."""
 
     flavor: Flavor
-    placement: Placement | None
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,10 @@ def largest(flavors: Sequence[Flavor]) -> Capacity:
     return capacity_of(max(flavors, key=lambda flavor: (flavor.memory + sum(flavor.vram), flavor.name)))
 
 
-def choose(need: Need | None, flavors: Sequence[Flavor]) -> Choice:
+def choose(need: Need, flavors: Sequence[Flavor]) -> Choice:
     """The cheapest flavor that holds the whole model on its GPUs; else a part of it there; else in main memory.
 
-    A CPU is by far the cheapest an hour and by far the dearest a model, so that it comes last. Where nothing is known
-    of the model, the largest one is taken.
+    A CPU is by far the cheapest an hour and by far the dearest a model, so that it comes last.
 
     Raises:
         RunnerUnavailableError: there is no hardware to choose from.
@@ -100,8 +100,6 @@ def choose(need: Need | None, flavors: Sequence[Flavor]) -> Choice:
         raise RunnerUnavailableError(
             "Hugging Face Jobs offers none of the hardware that may be used (QUANTCARD_HF_JOBS_FLAVORS)."
         )
-    if need is None:
-        return Choice(max(flavors, key=lambda one: (sum(one.vram), one.memory, -one.usd_per_minute, one.name)), None)
     fitting: list[tuple[int, float, str, Choice]] = []
     for flavor in flavors:
         placement = place(need, capacity_of(flavor))
@@ -122,10 +120,9 @@ def time_limit(stages: Stages, *, most: float) -> int:
     return max(60, int(min(stages.measuring + _BESIDE_S, most)))
 
 
-def guess_seconds(need: Need | None, *, limit: int) -> float:
+def guess_seconds(need: Need, *, limit: int) -> float:
     """About how long a Job will run: start, the model read twice, and a minute of measuring for each 4 GB of it."""
-    weights = need.weights if need else 8e9
-    return min(_START_S + 2 * weights / _READ_RATE + 60 * (1 + weights / 4e9), float(limit))
+    return min(_START_S + 2 * need.weights / _READ_RATE + 60 * (1 + need.weights / 4e9), float(limit))
 
 
 def kept_prefix(kind: str, name: str, files: Sequence[Output]) -> Kept:
@@ -136,16 +133,35 @@ def kept_prefix(kind: str, name: str, files: Sequence[Output]) -> Kept:
     return Kept(f"{kind}/{stem}-{digest}", tuple(sorted(files, key=lambda file: file.path)))
 
 
-def job_prefix(task_id: str) -> str:
-    """Where a task's Job writes in the bucket."""
-    return f"jobs/{task_id}"
+def owner_of(task: Task) -> str:
+    """Which database's a task is, for labels: two bots that share a namespace may have tasks of one id."""
+    return hashlib.sha256(task.nonce.encode()).hexdigest()[:12]
+
+
+def run_of(task: Task) -> str:
+    """A task's name among all that share the bucket."""
+    return f"{task.id}-{owner_of(task)}"
+
+
+def job_prefix(run: str) -> str:
+    """Where a run's Job writes in the bucket."""
+    return f"jobs/{run}"
+
+
+def need_of(task: Task) -> Need:
+    """What a task takes; where nobody knows its header, by the size of its files."""
+    if task.need is not None:
+        return task.need
+    size = sum(file.size for file in task.model.files)
+    rest = max(1 << 30, size // 10)
+    return Need(weights=size, kv_cache=rest, logits=rest, compute=rest, baseline=rest, disk=size, n_layers=0)
 
 
 def remote_spec(
-    spec: BaselineSpec | QualitySpec | SpeedSpec, model: str, *, n_gpu_layers: int | None
+    spec: BaselineSpec | QualitySpec | SpeedSpec, model: str, *, n_gpu_layers: int
 ) -> BaselineSpec | QualitySpec | SpeedSpec:
     """The spec with the paths that the Job sees; no checkpoint, as nothing of an ended Job's disk is left."""
-    machine = Machine(n_threads=0, n_gpu_layers=spec.machine.n_gpu_layers if n_gpu_layers is None else n_gpu_layers)
+    machine = Machine(n_threads=0, n_gpu_layers=n_gpu_layers)
     change: dict[str, object] = {"machine": machine}
     if isinstance(spec, BaselineSpec):
         change |= {
@@ -186,12 +202,10 @@ def request(
     ]
     for at, kept in inputs.items():
         files += [InputFile(path=f"{at}/{file.path}", size=file.size, sha256=file.sha256) for file in kept.files]
-    mounts.append(Mount(OUT, "bucket", bucket, path=job_prefix(task.id), read_only=False))
+    mounts.append(Mount(OUT, "bucket", bucket, path=job_prefix(run_of(task)), read_only=False))
     told = RemoteTask(
         nonce=task.nonce,
-        spec=remote_spec(
-            task.spec, f"{MODEL}/{source.files[0].path}", n_gpu_layers=placement.n_gpu_layers if placement else None
-        ),
+        spec=remote_spec(task.spec, f"{MODEL}/{source.files[0].path}", n_gpu_layers=placement.n_gpu_layers),
         model_files=files,
         outputs=OutputFolder(path=WORK, to=OUT),
         end=f"{OUT}/{END}",
@@ -204,6 +218,7 @@ def request(
         raise RunnerUnavailableError(f"The Job can't be told what to measure: {error}.") from None
     return JobRequest(
         label=task.id,
+        owner=owner_of(task),
         image=image,
         command=COMMAND,
         environment=environment,
