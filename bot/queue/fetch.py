@@ -228,7 +228,7 @@ def set_aside(data: Path, *, keep: Collection[str]) -> None:
 
 def evict(data: Path) -> None:
     """Remove what was set aside (also what a killed worker left so)."""
-    for kind in ("models", "baselines"):
+    for kind in ("models", "baselines", "work"):
         for folder in list((data / kind).glob(f"{DOOMED}*")):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from bot.clock import Clock
 from bot.hub.door import HubDoor
 from bot.queue.ahead import Ahead
+from bot.queue.clearing import clear_away
 from bot.queue.needs import disk_of
 from bot.queue.runners.base import Runner
 from bot.queue.worker import JobEvent, Worker, alive, most_memory
@@ -20,6 +21,7 @@ from bot.settings import Settings
 from bot.store import Store
 from bot.store.repos import Variant
 from core.errors import HubRateLimitError, HubUnreachableError, QuantcardError
+from core.sandbox.scratch import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,9 @@ class Pool:
         """
         if lost := self.store.leases.release_gone(alive, now=self.clock.now()):
             self.tell(f"{lost} jobs of a worker that is gone were put back.")
+        # A process that was killed after its last job is followed by one that has none.
+        clear_away(self.store, self.settings.data)
+        sweep()
         with self._ahead():
             self._run_slots()
         if not self.stop.is_set():

@@ -19,12 +19,14 @@ from pathlib import Path
 
 from bot.clock import Clock
 from bot.hub.door import HubDoor
+from bot.queue.clearing import clear_away
 from bot.queue.collect import checked, collect
 from bot.queue.disk import touch
-from bot.queue.fetch import corpus_path, evict, fetched_bytes, model_folder, model_path, set_aside
+from bot.queue.fetch import corpus_path, fetched_bytes, model_folder, model_path
 from bot.queue.needs import disk_of, remember_memory
-from bot.queue.places import drop_work, evict_unfinished, work_folder
+from bot.queue.places import drop_work, work_folder
 from bot.queue.plan import job_key
+from bot.queue.recheck import compare_with_first, other_runners, recheck
 from bot.queue.runners.base import FETCHING, JobStopped, ModelSource, Runner, Stages, Task
 from bot.queue.specs import Asked, ask
 from bot.queue.watch import Halt, Watch
@@ -153,7 +155,7 @@ class Worker:
                 # Nothing can be written down: its lease will run out, and what was measured is in its checkpoint.
                 logger.error("How job %d ended could not be stored: %s", job.id, error)
                 self._clock.sleep(_PAUSES[-1])
-        self._clear_away()
+        clear_away(self._store, self._settings.data)
         return True
 
     def _stopped(self, job: Job, variant: Variant, halt: Halt) -> None:
@@ -317,11 +319,15 @@ class Worker:
                 self._store.results.save_baseline(variant.key, job.protocol.fingerprint, result, now=now)
             elif isinstance(result, QualityResult | SpeedResult):
                 reference = self._store.repos.variant(job.reference_id).key if job.reference_id else None
+                if isinstance(result, QualityResult):
+                    compare_with_first(self._store, job, variant, result, now=now)
                 self._store.results.save_measurement(
                     variant.key, job.protocol.fingerprint, result, reference_key=reference, job_id=job.id, now=now
                 )
                 if isinstance(result, SpeedResult) and variant.inspection:
                     remember_memory(self._store, job, variant.inspection.architecture, result)
+                if isinstance(result, QualityResult) and other_runners(self._settings, self._runner.name):
+                    recheck(self._store, job, variant, result, runner=self._runner.name, now=now)
         self._tell(JobEvent(job, variant, "done"))
 
     def _fail(self, job: Job, variant: Variant, error: QuantcardError) -> None:
@@ -340,15 +346,6 @@ class Worker:
         if state != "todo":
             drop_work(self._settings.data, job.key)
         self._tell(JobEvent(job, variant, state, error=reason, cause=error))
-
-    def _clear_away(self) -> None:
-        """Remove model files that no open job needs."""
-        # No job can be claimed while we look: a file that somebody is about to use is not taken away.
-        with immediate(self._store.db):
-            there = [path.name for path in (self._settings.data / "models").glob("*")]
-            set_aside(self._settings.data, keep=self._store.standing.wanted_of(there))
-        evict(self._settings.data)
-        evict_unfinished(self._settings.data, keep=self._store.standing.open_keys())
 
 
 def most_memory(capacity: Capacity) -> int | None:

@@ -75,7 +75,7 @@ def again(db: Database, job_id: int, *, reason: str, now: float) -> None:
     """Queue a job that ended as if it had never run, inside a transaction; what waits for it waits again."""
     db.conn.execute(
         "UPDATE jobs SET state = 'todo', attempts = 0, deferrals = 0, lost = 0, run = run + 1, not_before = 0, "
-        "error = NULL, error_type = NULL, cancel = NULL, updated_at = ?, blocked = CASE WHEN EXISTS "
+        "error = NULL, error_type = NULL, cancel = NULL, avoid = NULL, updated_at = ?, blocked = CASE WHEN EXISTS "
         "(SELECT 1 FROM jobs d WHERE d.id = jobs.depends_on AND d.state <> 'done') THEN ? ELSE 0 END WHERE id = ?",
         (now, BY_BASELINE, job_id),
     )

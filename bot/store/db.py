@@ -314,6 +314,7 @@ def m004_the_queue(db: Database) -> None:
     ALTER TABLE jobs ADD COLUMN began_at REAL;
     ALTER TABLE jobs ADD COLUMN seconds REAL;
     ALTER TABLE jobs ADD COLUMN cancel TEXT;
+    ALTER TABLE jobs ADD COLUMN avoid TEXT;
     UPDATE jobs SET turn = created_at - 86400.0 * priority, owner = COALESCE((SELECT
       substr(v.repo_id, 1, instr(v.repo_id, '/') - 1) FROM variants v WHERE v.id = jobs.variant_id), ''),
       size_bytes = COALESCE((SELECT v.size_bytes FROM variants v WHERE v.id = jobs.variant_id), 0),

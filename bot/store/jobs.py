@@ -78,6 +78,8 @@ class Job:
     began_at: float | None = None
     seconds: float | None = None
     cancel: str | None = None
+    #: the runner that is not to measure it: another one's word is wanted
+    avoid: str | None = None
     created_at: float = 0.0
 
     @property
@@ -221,6 +223,18 @@ class Jobs:
                 return str(row["state"])
             end(self._db, job_id, "cancelled", reason=reason, error_type="Cancelled", now=now)
             return "cancelled"
+
+    def recheck(self, job_id: int, *, avoid: str, reason: str, now: float) -> None:
+        """Queue a job that is done once more, for any runner but ``avoid``."""
+        with immediate(self._db):
+            again(self._db, job_id, reason=reason, now=now)
+            self._db.conn.execute("UPDATE jobs SET avoid = ? WHERE id = ?", (avoid, job_id))
+
+    def note(self, job_id: int, text: str, *, now: float) -> None:
+        """Add a remark to a job's history."""
+        with immediate(self._db):
+            row = next(self._db.query("SELECT state FROM jobs WHERE id = ?", (job_id,)))
+            note_event(self._db, job_id, str(row["state"]), text, now=now)
 
     def hurry(self, repo_id: str, *, now: float) -> int:
         """Let the waiting jobs of a repo's files come as soon as those that people ask for; returns how many.

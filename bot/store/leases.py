@@ -52,12 +52,13 @@ class Leases:
             if self._paused():
                 return None
             fits = "" if memory is None else "AND COALESCE(need_memory, 0) <= ? "
+            fits += "AND (avoid IS NULL OR avoid <> ?) "
             rows = self._db.query(
                 "UPDATE jobs SET state = 'leased', lease_owner = ?, lease_until = ?, attempts = attempts + 1, "
                 "updated_at = ?, began_at = ?, progress = NULL, stage = NULL, runner = ? WHERE id = (SELECT id FROM "
                 f"jobs INDEXED BY jobs_ready WHERE state = 'todo' AND blocked = 0 {fits}"
                 "ORDER BY turn, id LIMIT 1) RETURNING *",
-                (worker, now + lease, now, now, runner, *([] if memory is None else [memory])),
+                (worker, now + lease, now, now, runner, *([] if memory is None else [memory]), runner),
             )
             for row in list(rows):
                 note_event(self._db, row["id"], "leased", worker, now=now)

@@ -121,6 +121,22 @@ class Results:
                 found[one.kind] = one
         return found
 
+    def klds(self, reference_key: str, protocol_fingerprint: str, *, but: str) -> list[tuple[float, float]]:
+        """(bits per weight, mean KLD in nats) of what was measured here against a reference, the newest of each file.
+
+        Args:
+            but: a file that is left out, as the reference itself is.
+        """
+        rows = self._db.query(
+            "SELECT json_extract(m.result, '$.kld.mean') AS kld, (SELECT json_extract(v.inspection, '$.bpw') "
+            "FROM variants v WHERE v.key = m.variant_key AND v.inspection IS NOT NULL LIMIT 1) AS bpw, MAX(m.id) "
+            "FROM measurements m WHERE m.kind = 'quality' AND m.reference_key = ? AND m.protocol_fingerprint = ? "
+            "AND m.variant_key NOT IN (?, m.reference_key) AND json_extract(m.result, '$.imported') IS NULL "
+            "GROUP BY m.variant_key",
+            (reference_key, protocol_fingerprint, but),
+        )
+        return [(row["bpw"], row["kld"]) for row in rows if row["bpw"] is not None and row["kld"] is not None]
+
     def save_import(
         self,
         variant_key: str,

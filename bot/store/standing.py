@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
-from bot.store.changes import TAKEN, marks
+from bot.store.changes import ENDED, TAKEN, marks
 from bot.store.jobs import Job, job_of
 from core.eta import Pace, Work, eta
 
@@ -111,6 +111,17 @@ class Standing:
                 some,
             )
             found |= {row["key"] for row in rows}
+        return found
+
+    def ended_of(self, names: Sequence[str]) -> set[str]:
+        """Those of these beginnings of jobs' keys (hex digits) whose job has ended."""
+        found = set()
+        for name in names:
+            rows = self._db.conn.execute(
+                f"SELECT state IN {ENDED} FROM jobs WHERE key >= ? AND key < ?", (name, f"{name}g")
+            ).fetchall()
+            if rows and all(row[0] for row in rows):
+                found.add(name)
         return found
 
     def needs(self, limit: int) -> list[tuple[str, str | None, str, bool]]:

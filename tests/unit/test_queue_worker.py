@@ -19,9 +19,20 @@ from bot.queue.worker import JobEvent, Worker
 from bot.settings import load_settings
 from bot.store import Store
 from bot.store.jobs import NewJob
-from core.contract import BaselineResult, BaselineSpec, Environment, Estimate, ProgressEvent, SpeedResult, SpeedTest
+from core.audit import inspect
+from core.contract import (
+    BaselineResult,
+    BaselineSpec,
+    Environment,
+    Estimate,
+    ProgressEvent,
+    QualityResult,
+    SpeedResult,
+    SpeedTest,
+)
 from core.errors import GGUFError, MachineLostError, MeasurementDiedError, StorageError
 from core.gguf_files import RepoFile, VariantFiles
+from core.gguf_header import read_file_header
 from core.need import Capacity
 from core.protocol import WIKITEXT2_TEST, Protocol
 
@@ -259,3 +270,55 @@ def test_a_worker_that_lost_its_lease_writes_nothing(bench: Bench) -> None:
     assert bench.go() == "leased"
     assert bench.store.db.conn.execute("SELECT COUNT(*) FROM measurements").fetchone()[0] == 0
     assert bench.store.leases.finish(1, "other", now=bench.clock.now())
+
+
+def quality(kld: float) -> QualityResult:
+    tails = dict.fromkeys(("p99_9", "p99", "p95", "p90", "median", "p10", "p5", "p1", "p0_1", "min"), kld)
+    one: Any = {"value": 1.0, "stderr": 0.0}
+    delta = {**tails, "p75": 0.0, "p25": 0.0, "mean": 0.0, "stderr": 0.0, "max": 0.0, "rms": 0.0, "rms_stderr": 0.0}
+    return QualityResult.model_validate(
+        {
+            "ppl": one, "ppl_base": one, "ppl_ratio": one, "ln_ppl_ratio": one, "ppl_cor": 1.0,
+            "kld": {**tails, "mean": kld, "stderr": kld / 100, "max": kld}, "delta_p": delta, "same_top": one,
+            "n_tokens": 1, "n_chunks": 1, "protocol": {}, "environment": FOUND, "scoring": "llama-cpp",
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.0005, "is the same"), (0.03, "DIFFERS")])
+def test_a_figure_that_stands_out_is_measured_again_elsewhere(bench: Bench, second: float, said: str) -> None:
+    ladder = {8.5: 0.0009, 6.56: 0.003, 5.67: 0.008, 4.83: 0.02, 3.9: 0.06}
+    protocol = Protocol(corpus=WIKITEXT2_TEST)
+    names = {"f16": 16.0, "odd": 4.5, **{f"q{bpw}": bpw for bpw in ladder}}
+    files = [(VariantFiles(n, (RepoFile(n, 1, hashlib.sha256(n.encode()).hexdigest()),), 1), None, None) for n in names]
+    bench.store.repos.save_variants("o/r", files, revision="2", now=2.0)
+    ids = {one.name: one for one in bench.store.repos.variants("o/r")}
+    path = Path(__file__).resolve().parents[2] / "localhub" / "demo_model" / "quantcard-demo-F16.gguf"
+    inspection = inspect([read_file_header(path)], size_bytes=1, name="m").model_dump_json()
+    for name, bpw in names.items():
+        bench.store.db.conn.execute(
+            "UPDATE variants SET inspection = json_set(?, '$.bpw', ?) WHERE id = ?", (inspection, bpw, ids[name].id)
+        )
+        if bpw in ladder:
+            bench.store.results.save_measurement(
+                ids[name].key,
+                protocol.fingerprint,
+                quality(ladder[bpw]),
+                reference_key=ids["f16"].key,
+                job_id=None,
+                now=3.0,
+            )
+    base = Path(bench.settings.data) / "base.gguf"
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"base")
+    bench.store.results.save_baseline(ids["f16"].key, protocol.fingerprint, recorded(str(base)), now=3.0)
+    bench.store.jobs.add([NewJob("k", "quality", ids["odd"].id, ids["f16"].id, protocol)], now=bench.clock.now())
+    bench.settings = bench.settings.model_copy(update={"runners": ["ours", "theirs"]})
+    bench.answer = quality(0.0005)
+    assert bench.go() == "todo"
+    assert bench.store.leases.claim("w", now=bench.clock.now(), lease=60, runner="ours") is None
+    bench.name, bench.answer = "theirs", quality(second)
+    assert bench.go() == "done" and len(bench.tasks) == 2 and bench.tasks[0].id != bench.tasks[1].id
+    assert any(said in (event["reason"] or "") for event in bench.store.jobs.events(1))
+    kept = bench.store.results.measurements(ids["odd"].key, protocol.fingerprint)["quality"].result
+    assert isinstance(kept, QualityResult) and kept.kld.mean == second
