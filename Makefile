@@ -1,6 +1,8 @@
 # `make demo` and `make test` do all the set-up themselves. Needs: Python 3.11+, make, a C and a C++ compiler.
 .PHONY: help setup setup-dev demo test test-fast lint format bench lock clean
 BIN := .venv/bin
+# Test files side by side; each worker measures with a process of its own.
+WORKERS ?= 2
 
 help:
 	@echo "make demo    set up, then the whole main job on this machine; keeps serving (ARGS=--once: ends)"
@@ -19,7 +21,7 @@ demo: setup
 	@$(BIN)/quantcard demo $(ARGS)
 
 test: setup-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: setup-dev
 	$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from bot.queue.runners.hf_jobs_money import spending
 from bot.settings import Settings
 from bot.status_report import (
     Dispute,
     FollowStatus,
     JobStatus,
     LastCycle,
+    Money,
     Paused,
     Problem,
     PullStatus,
@@ -104,9 +106,18 @@ def status_report(
         config_problems=listed("config_problems", RepoProblem, seen.config_problems(limit=LISTED)),
         disputes=listed("disputes", Dispute, seen.disputes(limit=LISTED)),
         webhooks=_model(WebhookCounts, {"open": bool(settings.webhook_secret), **counts}) or WebhookCounts(),
+        queue_paused=_line(held) if (held := store.jobs.paused()) else None,
+        money=_money(store, settings, now),
         unready=[_line(reason) for reason in unready or ()],
         more=more,
     )
+
+
+def _money(store: Store, settings: Settings, now: float) -> Money | None:
+    if "hf-jobs" not in settings.runners:
+        return None
+    found = spending(store, now)
+    return Money(month=found.month, spent=found.spent, reserved=found.reserved, limit=settings.hf_jobs_monthly_usd)
 
 
 def public_report(store: Store, settings: Settings, now: float, **live: Any) -> StatusReport:

@@ -148,6 +148,15 @@ class Dispute(_Lenient):
     at: float
 
 
+class Money(BaseModel):
+    """What this month's Hugging Face Jobs cost, in USD: ended ones, and what open ones may cost at most."""
+
+    month: str
+    spent: float
+    reserved: float
+    limit: float
+
+
 class StatusReport(BaseModel):
     """Everything at a glance. Times are seconds since the epoch; lists are bounded, ``more`` tells what they leave out.
 
@@ -182,6 +191,8 @@ class StatusReport(BaseModel):
     disputes: list[Dispute]
     webhooks: WebhookCounts
     unready: list[str] = Field(default_factory=list)
+    queue_paused: str | None = None
+    money: Money | None = None
     more: dict[str, int] = Field(default_factory=dict)
 
     def public(self, *, hidden: set[str], secrets: Iterable[str] = ()) -> StatusReport:

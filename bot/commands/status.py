@@ -69,6 +69,13 @@ def _summary(report: StatusReport) -> None:
         )
     oldest = f"; the oldest was queued {when(report.oldest_job)}" if report.oldest_job is not None else ""
     line(f"Jobs: {_counts(report.jobs)}{oldest}")
+    if report.queue_paused:
+        line(f"The queue is paused ({report.queue_paused}); 'quantcard jobs resume' ends that.")
+    if money := report.money:
+        line(
+            f"Hugging Face Jobs in {money.month}: {money.spent:.2f} USD spent, up to {money.reserved:.2f} USD by those "
+            f"under way, {money.limit:.2f} USD allowed"
+        )
     line(f"Pulls: {_counts(report.pull_counts)}")
     if cycle := report.last_cycle:
         line(

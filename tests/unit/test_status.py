@@ -285,3 +285,12 @@ def test_ago(then: float | None, said: str) -> None:
 )
 def test_scrub(text: str, kept: str) -> None:
     assert scrub(text) == kept
+
+
+def test_a_held_queue_and_the_months_money_are_told(store: Store, settings: Settings, capsys: Any) -> None:
+    store.jobs.pause("a new disk")
+    settings = settings.model_copy(update={"runners": ["local", "hf-jobs"], "hf_jobs_monthly_usd": 40.0})
+    report = status_report(store, settings, NOW)
+    assert report.queue_paused == "a new disk" and report.money
+    assert (report.money.spent, report.money.reserved, report.money.limit) == (0.0, 0.0, 40.0)
+    assert status_report(store, settings.model_copy(update={"runners": ["local"]}), NOW).money is None
