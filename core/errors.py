@@ -155,15 +155,19 @@ class StorageError(QuantcardError):
 
 
 def by_name(name: str) -> type[QuantcardError]:
-    """The error type that a measuring process names, or :class:`JobError` for one that is not its to tell.
+    """The error type called ``name``, or :class:`JobError` where there is none (an older or newer quantcard)."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, QuantcardError) else JobError
+
+
+def jobs_own(name: str) -> type[QuantcardError]:
+    """As :func:`by_name`, of what a measuring process says; :class:`JobError` for what is not its to tell.
 
     It reads a stranger's file, and may say anything: that the Hub is away or a machine was lost, say, so that it is
     tried again for a day.
     """
-    found = globals().get(name)
-    if isinstance(found, type) and issubclass(found, QuantcardError) and not issubclass(found, _NOT_A_JOBS):
-        return found
-    return JobError
+    found = by_name(name)
+    return JobError if issubclass(found, _NOT_ITS_OWN) else found
 
 
-_NOT_A_JOBS = (HubError, BaselineGoneError, MachineLostError, DeadlineError, RunnerUnavailableError, SandboxError)
+_NOT_ITS_OWN = (HubError, BaselineGoneError, MachineLostError, DeadlineError, RunnerUnavailableError, SandboxError)

@@ -26,7 +26,7 @@ from core.errors import (
     RunnerUnavailableError,
     SandboxError,
     StorageError,
-    by_name,
+    jobs_own,
 )
 from core.sandbox.inside import UNSAFE_EXIT
 from core.sandbox.kernels import copy_kernels
@@ -329,7 +329,7 @@ def last_words(tail: Iterable[str]) -> str:
 
 
 def _rebuilt(event: ErrorEvent) -> QuantcardError:
-    return by_name(event.type)(" ".join(_printable(event.message).split())[:_MAX_MESSAGE])
+    return jobs_own(event.type)(" ".join(_printable(event.message).split())[:_MAX_MESSAGE])
 
 
 def _drain(pipe: IO[bytes], tail: deque[str]) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from core import errors
 from core.canonical import atomic_file, canonical_json, fingerprint, sha256_file, write_atomic
-from core.errors import JobError, QuantcardError, StorageError, by_name
+from core.errors import JobError, QuantcardError, StorageError, by_name, jobs_own
 from core.format import percent, significant, size, speed, with_interval
 from core.protocol import (
     CORPUS_SOURCES,
@@ -229,3 +229,10 @@ def test_shares_and_speeds_come_back(share: float, rate: float, spread: float) -
 )  # fmt: skip
 def test_figures_by_hand(text: str, expected: str) -> None:
     assert text == expected
+
+
+@pytest.mark.parametrize("name", ["HubUnreachableError", "HubRateLimitError", "MachineLostError", "BaselineGoneError"])
+def test_a_measuring_process_cannot_say_what_is_not_its_to_tell(name: str) -> None:
+    """Each of these would be tried again, for a day some of them."""
+    assert jobs_own(name) is JobError and by_name(name) is not JobError
+    assert jobs_own("GGUFError") is by_name("GGUFError")
