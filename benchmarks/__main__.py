@@ -11,9 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.chaos import FULL, QUICK, chaos_title, measure_chaos
 from benchmarks.children import Product
 from benchmarks.headers import measure_headers
 from benchmarks.machine import describe
@@ -26,14 +28,15 @@ from benchmarks.rates import KERNEL_VOCAB, measure_kernels, measure_speed
 from benchmarks.runner import RUNNER_TITLE, measure_runner
 from benchmarks.setting import Setting, Subject, prepare, say
 from benchmarks.sizes import measure_sizes
+from benchmarks.space import MODELS, QUICK_MODELS, QUICK_ROWS, ROWS, measure_space, space_title
 from benchmarks.table import BenchError, Row, render
 from benchmarks.watching import QUICK_REPOS, REPOS, measure_watching, watching_title
 from core.contract import Machine
 from jobs.llama import physical_cores
 
-PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers", "watch", "memory", "queue", "runner")
+PARTS = ("kld", "record", "kernel", "bytes", "speed", "headers", "watch", "memory", "queue", "runner", "chaos", "space")
 #: These need no model.
-ALONE = {"kernel", "headers", "watch", "queue", "runner"}
+ALONE = {"kernel", "headers", "watch", "queue", "runner", "chaos", "space"}
 #: These need llama.cpp's own tools.
 WITH_PEERS = {"kld", "record", "speed"}
 KERNEL_TITLE = f"kernels: rows of {KERNEL_VOCAB:,} entries, no model"
@@ -53,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peers", type=Path, metavar="DIR", help="an existing build of llama.cpp, with shared libraries")
     made.add_argument("--work", type=Path, metavar="DIR", help="where temporary files go (default: the system's place)")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write everything there, with raw samples")
+    made.add_argument("--seed", type=int, default=5, help="of the kills of the chaos run (default: 5)")
     made.add_argument("--quick", action="store_true", help="4 chunks, 1 round: to see that it runs")
     return made
 
@@ -78,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rounds=rounds,
                 variant=options.variant,
                 quick=options.quick,
+                seed=options.seed,
             )
             return _measure(setting, options.model or ["demo", "synth"], set(options.only or PARTS), options.json)
     except (BenchError, OSError) as error:
@@ -122,6 +127,15 @@ def _measure(setting: Setting, names: list[str], parts: set[str], out: Path | No
     if "runner" in parts:
         tables[RUNNER_TITLE] = measure_runner(setting)
         print(render(RUNNER_TITLE, tables[RUNNER_TITLE]), flush=True)
+    if "chaos" in parts:
+        plan = replace(QUICK if setting.quick else FULL, seed=setting.seed)
+        tables[chaos_title(plan)] = measure_chaos(setting.folder, plan)
+        print(render(chaos_title(plan), tables[chaos_title(plan)]), flush=True)
+    if "space" in parts:
+        n_rows, n_models = (QUICK_ROWS, QUICK_MODELS) if setting.quick else (ROWS, MODELS)
+        title = space_title(n_rows, n_models)
+        tables[title] = measure_space(setting.folder, rows=n_rows, models=n_models)
+        print(render(title, tables[title]), flush=True)
     for name in dict.fromkeys(names) if parts - ALONE else ():
         try:
             subject = _model(setting, name, parts)

@@ -40,6 +40,7 @@ class Setting:
     variant: str
     n_ctx: int = 512
     quick: bool = False
+    seed: int = 5
 
     @property
     def threads(self) -> int:

@@ -27,6 +27,7 @@ from bot.commands import (
     webhooks,
 )
 from bot.commands.fragment import fragment
+from bot.commands.retract import retract
 from bot.logs import begin
 from bot.progress import say
 from core.errors import QuantcardError
@@ -67,6 +68,7 @@ app.command("doctor")(doctor.doctor)
 app.command("pause")(switch.pause)
 app.command("resume")(switch.resume)
 app.add_typer(disputes.app, name="disputes")
+app.command("retract")(retract)
 app.command("fragment")(fragment)
 app.command("leaderboard")(run.leaderboard)
 

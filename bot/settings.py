@@ -174,6 +174,10 @@ class Settings(BaseSettings):
     )
     leaderboard_url: str = Field(default="", description="the leaderboard's address, linked from cards")
     project_url: str = Field(default="", description="this project's address, linked from cards and pulls")
+    templates_dir: Path | None = Field(
+        default=None,
+        description="folder of your own templates: OWNER/section.md.j2 takes the section's place in that owner's repos",
+    )
     operator: str = Field(default="", description="who runs the bot and how to reach them, as its pulls say it")
     host: str = Field(default="127.0.0.1", description="address that 'serve' and 'leaderboard' listen on")
     port: int = Field(default=7860, ge=0, le=65535, description="port that 'serve' and 'leaderboard' listen on")

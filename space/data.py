@@ -79,6 +79,21 @@ class Results:
         self._nothing_yet = False
 
     @property
+    def snapshot(self) -> snapshot.Snapshot:
+        """What is shown now; whoever asks several things of it keeps it meanwhile."""
+        return self._snapshot
+
+    @property
+    def published(self) -> Published | None:
+        """The state that is shown, or None before there is one."""
+        return self._published
+
+    @property
+    def checked_at(self) -> datetime | None:
+        """When the source was last asked with success."""
+        return self._checked_at
+
+    @property
     def error(self) -> str | None:
         """Why the last refresh failed, as a sentence; None where it did not."""
         return self._error
@@ -158,11 +173,7 @@ class Results:
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Environments (fingerprint: what is known of it), the most used first."""
-        rows = self._query(
-            "SELECT environment_fingerprint, any_value(environment_json) FROM measurements "
-            "WHERE environment_fingerprint IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1"
-        )
-        return {fingerprint: json_object(text) for fingerprint, text in rows}
+        return {fingerprint: json_object(text) for fingerprint, text in self._snapshot.environments.items()}
 
     def rows(
         self,
@@ -177,7 +188,10 @@ class Results:
         offset: int = 0,
         include_stale: bool = False,
     ) -> list[Entry]:
-        """One page of rows. ``protocol`` is a fingerprint or a name; an unknown ``sort`` is the default one."""
+        """One page of rows, without their long columns (JSON, command).
+
+        ``protocol`` is a fingerprint or a name; an unknown ``sort`` is the default one.
+        """
         where, values = _where(base_model, owner, repo_id, protocol, search, include_stale)
         direction = "DESC" if descending else "ASC"
         order = ", ".join(f"{key} {direction} NULLS LAST" for key in SORTS.get(sort, SORTS["model"]))
@@ -200,9 +214,14 @@ class Results:
         return int(self._query(f"SELECT count(*) FROM measurements WHERE {where}", values)[0][0])
 
     def row(self, id: str) -> Entry | None:
-        """The row with this id, or None."""
-        found = self._entries("SELECT * FROM measurements WHERE id = ?", [id])
-        return found[0] if found else None
+        """The row with this id and all its columns, or None."""
+        now = self._snapshot
+        found = now.query("SELECT * FROM measurements WHERE id = ?", [id])
+        names = [column[0] for column in found.description]
+        for row in found.fetchall():
+            record = dict(zip(names, row, strict=True))
+            return _entry(record | now.long(record["place"]))
+        return None
 
     def _counts(self, key: str, label: str) -> list[Count]:
         rows = self._query(
@@ -212,13 +231,14 @@ class Results:
         return [Count(*row) for row in rows]
 
     def _query(self, sql: str, values: list[Any] | None = None) -> list[tuple[Any, ...]]:
-        # A cursor of the connection that stands now: a refresh in between swaps it, this query keeps its own.
-        return self._snapshot.connection.cursor().execute(sql, values or []).fetchall()
+        # The snapshot that stands now: a refresh in between swaps it, this query keeps its own.
+        rows: list[tuple[Any, ...]] = self._snapshot.query(sql, values or []).fetchall()
+        return rows
 
     def _entries(self, sql: str, values: list[Any]) -> list[Entry]:
-        cursor = self._snapshot.connection.cursor().execute(sql, values)
-        names = [column[0] for column in cursor.description]
-        return [_entry(dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
+        found = self._snapshot.query(sql, values)
+        names = [column[0] for column in found.description]
+        return [_entry(dict(zip(names, row, strict=True))) for row in found.fetchall()]
 
 
 def json_object(text: str | None) -> dict[str, Any]:
@@ -231,14 +251,15 @@ def json_object(text: str | None) -> dict[str, Any]:
 
 
 def _entry(record: dict[str, Any]) -> Entry:
-    figures = {name: record[name] for name in DatasetRow.model_fields}
+    # Where the long columns were not read, the one that must be there is empty.
+    figures = {name: record.get(name, "" if name == "protocol_json" else None) for name in DatasetRow.model_fields}
     if figures["measured_at"] is not None:
         figures["measured_at"] = figures["measured_at"].replace(tzinfo=UTC)
     return Entry(
         row=DatasetRow.model_validate(figures),
         on_front=record["on_front"],
         tied_with=record["tied_with"],
-        group=record["plane"] + chr(31) + record["pool"],
+        group=f"{record['plane']} {record['pool']}",
         apart=bool(record["pool"]),
     )
 

@@ -53,6 +53,8 @@ def measurement(entry: Entry, *, hub_url: str, now: datetime) -> str:
     if row.state == "failed":
         word, reason = tables.failure(row)
         state = tables.message(f"{word}: {reason}", "no")
+    elif row.state == "retracted":
+        state = tables.message(f"Retracted: {row.reason or 'its figures were withdrawn.'}", "no")
     elif row.state == "stale":
         state = tables.message("Stale: the file was replaced since. These are the old file's figures.", "no")
     elif row.state == "waiting":

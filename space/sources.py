@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,9 +16,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from core.canonical import sha256_file
 from core.dataset import MEASUREMENTS_PATH
-from core.errors import HubAuthError, HubUnreachableError, QuantcardError
+from core.dataset_file import sha256_in
+from core.errors import HubAuthError, HubUnreachableError, InputError, QuantcardError
 
+#: Of a file beside the rows; the bot publishes none that is larger.
+MAX_BESIDE_BYTES = 64 << 20
 HUGGING_FACE = "https://huggingface.co"
 
 
@@ -53,6 +57,16 @@ class Source(Protocol):
     def fetch(self, published: Published) -> Path:
         """The parquet file of that state, on this machine."""
 
+    def beside(self, published: Published, path: str) -> Path:
+        """A file that stands beside the rows, named by its sha256, on this machine; its bytes are that sha256's.
+
+        Raises:
+            QuantcardError: it is not there, too large, damaged, or can't be reached.
+        """
+
+    def url(self, published: Published, path: str) -> str | None:
+        """Where people find such a file; None where there is no such place."""
+
 
 class LocalSource:
     """A parquet file, or a folder laid out like the dataset repo."""
@@ -84,6 +98,17 @@ class LocalSource:
         """The file itself."""
         return self._file()
 
+    def beside(self, published: Published, path: str) -> Path:
+        """The file in the folder that is laid out like the dataset repo."""
+        sha256 = _named(path)
+        file = self._file()
+        inside = file.parent.parent if file.as_posix().endswith(f"/{MEASUREMENTS_PATH}") else file.parent
+        return _checked(inside / path, sha256)
+
+    def url(self, published: Published, path: str) -> str | None:
+        """None: a folder has no address."""
+        return None
+
 
 class HubSource:
     """A dataset repo on the Hub at ``endpoint``; read without a token unless one is given."""
@@ -92,7 +117,8 @@ class HubSource:
         self.name = repo_id
         self.hub_url = (endpoint or HUGGING_FACE).rstrip("/")
         # False, not None: None would send whatever token lies on this machine along.
-        self._api = HfApi(endpoint=self.hub_url, token=token or False)
+        self._token: str | bool = token or False
+        self._api = HfApi(endpoint=self.hub_url, token=self._token)
 
     def latest(self) -> Published:
         """The newest commit of the dataset repo."""
@@ -124,6 +150,48 @@ class HubSource:
             raise NothingPublishedError(f"The dataset {self.name} holds no measurements yet.") from missing
         except Exception as failure:
             raise _unreachable(failure) from failure
+
+    def beside(self, published: Published, path: str) -> Path:
+        """Download one such file into the Hub cache; its size is asked for first."""
+        sha256 = _named(path)
+        try:
+            url = hf_hub_url(self.name, path, repo_type="dataset", revision=published.revision, endpoint=self.hub_url)
+            size = get_hf_file_metadata(url, token=self._token, timeout=15, endpoint=self.hub_url).size
+            if size is None or size > MAX_BESIDE_BYTES:
+                raise InputError(f"{path} is too large to be read here.")
+            found = self._api.hf_hub_download(self.name, path, repo_type="dataset", revision=published.revision)
+        except EntryNotFoundError as missing:
+            raise NothingPublishedError(f"{path} is not in the dataset yet.") from missing
+        except QuantcardError:
+            raise
+        except Exception as failure:
+            raise _unreachable(failure) from failure
+        return _checked(Path(found), sha256)
+
+    def url(self, published: Published, path: str) -> str | None:
+        """The file's address on the Hub at the revision shown."""
+        if sha256_in(path) is None:
+            return None
+        return f"{self.hub_url}/datasets/{self.name}/resolve/{published.revision}/{path}"
+
+
+def _named(path: str) -> str:
+    """The sha256 in a path of the dataset; any other path is none of ours to read."""
+    if (sha256 := sha256_in(path)) is None:
+        raise InputError("That is no file of the results dataset.")
+    return sha256
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    try:
+        if path.stat().st_size > MAX_BESIDE_BYTES:
+            raise InputError(f"{path.name} is too large to be read here.")
+        found = sha256_file(path)
+    except OSError as missing:
+        raise NothingPublishedError(f"{path.name} is not in the dataset yet.") from missing
+    if found != sha256:
+        raise InputError(f"{path.name} is damaged: its bytes are not those that it is named by.")
+    return path
 
 
 def _unreachable(failure: Exception) -> HubUnreachableError:

@@ -85,6 +85,8 @@ def notes(entry: Entry) -> str:
         word, reason = failure(row)
         found.append(_badge("failed", word, reason))
         found.append(_sub(reason.removeprefix(f"{word}: "), reason))
+    elif row.state == "retracted":
+        found.append(_badge("failed", "retracted", row.reason or "its figures were withdrawn"))
     elif row.state in _STATE_NOTES:
         found.append(_badge(row.state, *_STATE_NOTES[row.state]))
     elif row.kld_mean is None and row.reference_repo is None:

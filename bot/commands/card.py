@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bot.clock import SystemClock
-from bot.commands.common import DbOption, open_hub
+from bot.commands.common import DbOption, open_hub, stop_on_signals
+from bot.commands.fragment import fragment
+from bot.hub.client import Hub
 from bot.hub.diff import unified
 from bot.hub.door import HubDoor
-from bot.hub.dry_run import print_exactly
+from bot.hub.dry_run import NoCard, print_exactly
 from bot.intake.view import view
 from bot.progress import say
 from bot.publish.lease import Lease
 from bot.publish.outcome import Outcome, note_outcome
+from bot.publish.preview_page import Page, render_page
 from bot.publish.pulls import preview, publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.section import CARD
 from bot.settings import Settings, load_settings
 from bot.store import Store
 from bot.store.repos import Repo
+from bot.web.preview import serving
+from core.canonical import storage_error, write_atomic
 from core.dataset import DatasetRow
-from core.errors import SettingsError
+from core.errors import HubUnreachableError, SettingsError
 
 
 def card(
@@ -31,10 +37,24 @@ def card(
         bool, typer.Option("--dry-run", help="Only print the calls and the change to the card, as a diff.")
     ] = False,
     full: Annotated[bool, typer.Option("--full", help="With --dry-run: print the whole new card instead.")] = False,
+    preview_: Annotated[
+        bool,
+        typer.Option("--preview", help="Serve a page here: the card as the Hub would show it, the diff."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="With --preview: write the page to a file.")] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="With --preview; 0: a free one.")] = 0,
+    fragment_: Annotated[
+        bool, typer.Option("--fragment", help="Print the section alone, like 'quantcard fragment'.")
+    ] = False,
     db: DbOption = None,
 ) -> None:
-    """Open or update the pull for one repo from what is measured, or (--dry-run) print what it would change."""
-    settings = load_settings(db=db, dry_run=True if dry_run else None)
+    """Open or update the pull for one repo from what is measured, or (--dry-run, --preview) show what it changes."""
+    if fragment_:
+        fragment(repo, format_="section", variant=None, markers=True, db=db)
+        return
+    if out is not None and not preview_:
+        raise typer.BadParameter("It goes with --preview only.", param_hint="--out")
+    settings = load_settings(db=db, dry_run=True if dry_run or preview_ else None)
     hub = open_hub(settings)
     with Store(settings.db) as store:
         seen = view(store, trusted=settings.trusted_owners)
@@ -46,6 +66,10 @@ def card(
                 f"Nothing is measured in {repo} yet. Run 'quantcard follow {repo}' and 'quantcard run --once'."
             )
         whole = settled(store, seen, protocol, repo)
+        if preview_:
+            page = _page(store, hub, settings, known, rows, whole=whole)
+            _show_page(page, out=out, port=port)
+            return
         if settings.dry_run:
             _show(store, hub, settings, known, rows, whole=whole, full=full)
             return
@@ -59,6 +83,48 @@ def card(
     say(outcome.decision.reason)
     if outcome.url:
         print_exactly(outcome.url + "\n")
+
+
+def _page(store: Store, hub: Hub, settings: Settings, repo: Repo, rows: list[DatasetRow], *, whole: bool) -> str:
+    """The page of ``--preview``; where the Hub is away, of the section alone."""
+    said = "A preview: nothing is written to the Hub."
+    if not whole:
+        said += " Measurements of this repo are still waiting."
+    try:
+        found = preview(store, hub, settings, repo, rows)
+    except HubUnreachableError as error:
+        say(str(error))
+        found = preview(store, NoCard(endpoint=settings.hf_endpoint, token=None), settings, repo, rows)
+        said += " The Hub did not answer: this is the section alone, without the card that it goes on."
+    return render_page(
+        Page(
+            repo.id,
+            settings.hf_endpoint.rstrip("/"),
+            found.before,
+            found.after,
+            found.title,
+            found.body,
+            found.files,
+            said,
+        )
+    )
+
+
+def _show_page(page: str, *, out: Path | None, port: int) -> None:
+    if out is not None:
+        try:
+            write_atomic(out, page.encode())
+        except OSError as error:
+            raise storage_error(out, error) from error
+        say(f"Written to {out}; it is whole in itself.")
+        return
+    try:
+        with stop_on_signals() as stop, serving(page, port=port) as address:
+            print_exactly(address + "\n")
+            say("The preview is served on this machine only. Ctrl-C ends it.")
+            stop.wait()
+    except OSError as error:
+        raise SettingsError(f"The preview can't be served: {error}") from None
 
 
 def _publish(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> Outcome:

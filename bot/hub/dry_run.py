@@ -186,6 +186,16 @@ class DryRunHub(Hub):
             self._show(f"# {more} more files are not compared here\n" if more > 0 else "")
 
 
+class NoCard(Hub):
+    """A Hub that nobody asks: no repo has a file. For what can be shown without it."""
+
+    dry_run = True
+
+    def read(self, repo_id: str, path: str, *, revision: str, limit: int) -> bytes | None:
+        """None."""
+        return None
+
+
 def _text(data: bytes) -> str | None:
     """The text in a file, or None where it is binary."""
     try:

@@ -21,7 +21,8 @@ CONFIG_LIMIT = 64 << 10
 
 Position = Literal["end", "top", "after"]
 Data = Literal["comment", "file", "none"]
-Column = Literal["bpw", "size", "kld", "kld-99.9", "same-top", "ppl-ratio", "pp", "tg", "memory"]
+Plots = bool | Literal["others"]
+Column = Literal["bpw", "size", "kld", "kld-99.9", "same-top", "ppl-ratio", "pp", "tg", "memory", "tasks"]
 COLUMNS: tuple[str, ...] = get_args(Column)
 
 _MAX_DEPTH, _MAX_EVENTS = 4, 500
@@ -34,7 +35,7 @@ ALLOWED = {
     "enabled": "true or false",
     "protocols": f"a list of up to {_MAX_NAMES} names of protocols, such as [wiki512]",
     "columns": f"a list of some of {', '.join(COLUMNS)}",
-    "plots": "true or false",
+    "plots": "true, false or others",
     "position": "end, top, or {after: the text of a heading}",
     "data": "comment, file or none",
     "metadata": "true or false",
@@ -48,7 +49,7 @@ class RepoConfig:
     Args:
         protocols: only figures of these are published there; empty: of all.
         columns: what the section's table has besides the name; empty: everything that was measured.
-        plots: whether the section may have plots.
+        plots: whether plots go with the section; ``others``: with other uploaders' files of the base model in grey.
         position: where a new section goes: the card's end, its top, or ``after`` the part under a heading.
         data: where the figures stand as JSON.
         metadata: whether the front matter gets a ``model-index``.
@@ -59,7 +60,7 @@ class RepoConfig:
     enabled: bool = True
     protocols: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    plots: bool = True
+    plots: Plots = True
     position: Position = "end"
     after: str | None = None
     data: Data = "comment"
@@ -85,8 +86,10 @@ class RepoConfig:
 def _fits(name: str, value: Any) -> bool:
     """Whether a stored value is one of ours."""
     match name:
-        case "enabled" | "plots" | "metadata":
+        case "enabled" | "metadata":
             return isinstance(value, bool)
+        case "plots":
+            return isinstance(value, bool) or value == "others"
         case "protocols" | "columns":
             return isinstance(value, list) and all(isinstance(item, str) for item in value)
         case "position":
@@ -116,7 +119,7 @@ class _File(_Model):
         list[Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]], Field(min_length=1, max_length=_MAX_NAMES)
     ] = Field(default=[])
     columns: Annotated[list[Column], Field(min_length=1, max_length=4 * len(COLUMNS))] = Field(default=[])
-    plots: bool = True
+    plots: Plots = True
     position: Literal["end", "top"] | _After = "end"
     data: Data = "comment"
     metadata: bool = False

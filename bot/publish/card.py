@@ -15,7 +15,9 @@ from core.errors import QuantcardError
 
 BEGIN = "<!-- quantcard:begin"
 END = "<!-- quantcard:end -->"
-SECTION_VERSION = 1
+#: Version of the section's format (docs/section-format.md). It is raised when what stands in a section changes so that
+#: a reader must know; a card with an older one is left as it is until its figures change.
+SECTION_VERSION = 2
 
 _LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
 _ATTRIBUTE = re.compile(r"\b(v|key|pad)=([\w,]+)")
@@ -30,7 +32,10 @@ class CardError(QuantcardError):
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Our section as found in a card: ``start`` and ``end`` are offsets, ``end`` behind its final newline."""
+    """Our section as found in a card: ``start`` and ``end`` are offsets, ``end`` behind its final newline.
+
+    ``version`` of its format; a marker that names none is of the first.
+    """
 
     start: int
     end: int
@@ -38,6 +43,7 @@ class Section:
     pad: tuple[int, int]
     newline: str
     last_newline: str
+    version: int = 1
 
 
 def _scan(card: str) -> tuple[list[Line], int | None]:
@@ -86,12 +92,23 @@ def find(card: str) -> Section | None:
                 raise CardError("The card has a quantcard end marker without a begin; remove it or restore the begin.")
             attributes = dict(_ATTRIBUTE.findall(begin.text))
             section = Section(
-                begin.start, line.end, attributes.get("key"), _pad(attributes), begin.newline, line.newline
+                begin.start,
+                line.end,
+                attributes.get("key"),
+                _pad(attributes),
+                begin.newline,
+                line.newline,
+                _version(attributes),
             )
             begin = None
     if begin:
         raise CardError("The card has a quantcard begin marker without an end; remove it or restore the end.")
     return section
+
+
+def _version(attributes: dict[str, str]) -> int:
+    found = re.fullmatch(r"[1-9][0-9]{0,3}", attributes.get("v", ""), re.ASCII)
+    return int(found[0]) if found else 1
 
 
 def _pad(attributes: dict[str, str]) -> tuple[int, int]:

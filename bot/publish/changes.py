@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from bot.publish.data_block import DataBlock, DataVariant
-from core.verdict import Z95, Candidate, picks
+from bot.publish.verdict import Entry, Figure, verdict
+from core.verdict import Z95
 
 #: The share of the old mean KLD by which it must have moved.
 _SHARE = 0.05
 #: What every run of the same measurement gives anew.
 _SPEEDS = ("pp_ts", "pp_ts_stddev", "tg_ts", "tg_ts_stddev", "peak_memory_bytes", "peak_vram_bytes")
-_EACH_RUN: dict[str, Any] = {"variants": {"__all__": set(_SPEEDS)}}
+_EACH_RUN: dict[str, Any] = {"variants": {"__all__": set(_SPEEDS)}, "picks": True}
+#: Picks that rest on quality alone: speeds move with every run, and memory follows from the files.
+_KINDS = ("near", "close", "closest")
 #: Moved files that a comment names.
 MAX_NAMED = 8
 
@@ -94,16 +97,27 @@ def _moved(was: DataVariant, now: DataVariant) -> Moved | None:
 
 
 def _advice(old: DataBlock, new: DataBlock) -> tuple[Advice, ...]:
-    before, after = _picks(old), _picks(new)
+    """What is recommended otherwise, by one rule for both: as they say it, or where one is older, as figures say it."""
+    said = old.picks is not None and new.picks is not None
+    before, after = (_said(block) if said else _figured(block) for block in (old, new))
     labels = {one.file: one.label for block in (old, new) for one in block.variants}
-    return tuple(
-        Advice(purpose, labels.get(before.get(purpose, "")), labels.get(after.get(purpose, "")))
+
+    def named(files: tuple[str, ...] | None) -> str | None:
+        return " or ".join(labels.get(one, one) for one in files) if files else None
+
+    found = (
+        Advice(purpose, named(before.get(purpose)), named(after.get(purpose)))
         for purpose in dict.fromkeys([*before, *after])
         if before.get(purpose) != after.get(purpose)
     )
+    return tuple(found)
 
 
-def _picks(block: DataBlock) -> dict[str, str]:
+def _said(block: DataBlock) -> dict[str, tuple[str, ...]]:
+    return {one.purpose: one.files for one in block.picks or () if one.kind in _KINDS}
+
+
+def _figured(block: DataBlock) -> dict[str, tuple[str, ...]]:
     """The recommended files by purpose, of what was measured in one way."""
     ranked = [
         one
@@ -111,12 +125,19 @@ def _picks(block: DataBlock) -> dict[str, str]:
         if one.state == "measured"
         and one.kld_mean is not None
         and not one.quality_imported
-        and (one.protocol, one.reference) == (block.protocol, block.reference)
-        and (one.is_reference or one.environment == block.environment)
+        and not one.is_reference
+        and (one.protocol, one.reference, one.environment) == (block.protocol, block.reference, block.environment)
     ]
-    candidates = [
-        Candidate(one.file, one.size_bytes, one.kld_mean or 0.0, one.kld_stderr or 0.0, one.same_top or 0.0,
-                  one.is_reference)
-        for one in ranked
-    ]  # fmt: skip
-    return {pick.purpose: pick.label for pick in picks(candidates)}
+    return {pick.purpose: pick.files for pick in verdict([_entry(one) for one in ranked]).picks if pick.kind in _KINDS}
+
+
+def _entry(one: DataVariant) -> Entry:
+    kld, top = one.kld_mean or 0.0, one.same_top or 0.0
+    error = one.same_top_stderr
+    if error is None:
+        error = (max(top * (1 - top), 0.0) / one.n_tokens) ** 0.5 if one.n_tokens else 0.0
+    return Entry(one.file, one.label, one.size_bytes, _around(kld, one.kld_stderr or 0.0), _around(top, error))
+
+
+def _around(value: float, stderr: float) -> Figure:
+    return Figure(value, value - Z95 * stderr, value + Z95 * stderr)

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bot.publish.render import distinct_labels
+from bot.publish.entries import entries
+from bot.publish.ranking import in_order, rank
+from bot.publish.verdict import Pairs, no_pairs, verdict
 from core.dataset import DatasetRow
 
 VERSION = 1
@@ -37,6 +39,7 @@ _DETAIL = (
     "delta_p_rms", "n_prompt", "n_gen", "peak_memory_bytes", "peak_vram_bytes",
 )  # fmt: skip
 _MAX_KEY, _MAX_TEXT = 200, 1_000
+_MAX_PICKS, _MAX_PICKED = 20, 200
 #: What most variants share: said once, and of a variant only where it differs.
 _SHARED = ("protocol", "reference", "environment")
 
@@ -90,8 +93,16 @@ class DataVariant(_Model):
     environment: str | None = Field(default=None, max_length=_MAX_KEY)
 
 
+class DataPick(_Model):
+    """A line of the section's 'which file?' table: ``files`` (as :attr:`DataVariant.file`) can't be told apart."""
+
+    kind: str = Field(max_length=40)
+    purpose: str = Field(max_length=_MAX_TEXT)
+    files: tuple[str, ...] = Field(max_length=_MAX_PICKED)
+
+
 class DataBlock(_Model):
-    """A repo's figures. ``protocol``, ``reference``, ``environment`` are most variants'.
+    """A repo's figures. ``protocol``, ``reference``, ``environment`` are most variants'; ``picks`` null: not told.
 
     ``left_out`` says what is missing; ``noise_floor``: mean KLD (nats) of the reference against its own baseline.
     """
@@ -104,13 +115,14 @@ class DataBlock(_Model):
     reference_kind: str | None = Field(default=None, max_length=_MAX_KEY)
     environment: str | None = Field(default=None, max_length=_MAX_KEY)
     noise_floor: float | None = None
+    picks: tuple[DataPick, ...] | None = Field(default=None, max_length=_MAX_PICKS)
     variants: tuple[DataVariant, ...] = Field(max_length=_MAX_VARIANTS)
     left_out: str | None = Field(default=None, max_length=_MAX_TEXT)
 
 
-def data_of(rows: Sequence[DatasetRow]) -> DataBlock:
+def data_of(rows: Sequence[DatasetRow], *, pairs: Pairs = no_pairs) -> DataBlock:
     """The figures of a repo's rows (one at least), largest file first, with labels as the section shows them."""
-    ordered = sorted(distinct_labels(rows), key=lambda row: (-row.size_bytes, row.variant))
+    ordered = in_order(rows)
     most = ordered[0].protocol_fingerprint
     reference = _most(row.reference_key for row in ordered)
     of_reference = next((row for row in ordered if reference and row.reference_key == reference), None)
@@ -131,9 +143,29 @@ def data_of(rows: Sequence[DatasetRow]) -> DataBlock:
         reference_kind=of_reference.reference_kind if of_reference else None,
         environment=_most(row.environment_fingerprint for row in ordered),
         noise_floor=_clean(of_reference.noise_floor) if of_reference else None,
+        picks=_picks(ordered, pairs),
         variants=variants,
         left_out=None if len(ordered) <= _MAX_VARIANTS else f"{len(ordered) - _MAX_VARIANTS} variants",
     )
+
+
+def _picks(rows: Sequence[DatasetRow], pairs: Pairs) -> tuple[DataPick, ...]:
+    paths = {row.id: str(_clean(row.variant)) for row in rows}
+    return tuple(
+        DataPick(kind=one.kind, purpose=one.purpose, files=tuple(paths[key] for key in one.files[:_MAX_PICKED]))
+        for one in verdict(entries(rank(rows)), pairs=pairs).picks
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a block, in the comment or in the file (docs/section-schema.json)."""
+    found = DataBlock.model_json_schema()
+    found["properties"] |= {"schema": {"const": SCHEMA}, "version": {"const": VERSION}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "quantcard section data",
+        **{name: value for name, value in found.items() if name != "title"},
+    }
 
 
 def _most(values: Any) -> str | None:
@@ -150,12 +182,16 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def encode(rows: Sequence[DatasetRow], *, limit: int = LIMIT) -> str:
+def encode(rows: Sequence[DatasetRow], *, limit: int = LIMIT, pairs: Pairs = no_pairs) -> str:
     """The hidden comment, one line of at most ``limit`` bytes, without a newline; floats keep 7 significant digits.
 
     Where it would be longer, first lesser figures and then the smallest files are left out, and it says so.
     """
-    block = data_of(rows)
+    return encode_block(data_of(rows, pairs=pairs), limit=limit)
+
+
+def encode_block(block: DataBlock, *, limit: int = LIMIT) -> str:
+    """The same of a block (see :func:`encode`)."""
     line = _comment(block)
     if len(line) <= limit:
         return line
@@ -164,7 +200,7 @@ def encode(rows: Sequence[DatasetRow], *, limit: int = LIMIT) -> str:
     n_kept = len(plain)
     while n_kept and len(line) > limit:
         left = f"{detail}, {len(plain) - n_kept} variants" if n_kept < len(plain) else detail
-        line = _comment(block.model_copy(update={"variants": plain[:n_kept], "left_out": left}))
+        line = _comment(block.model_copy(update={"variants": plain[:n_kept], "left_out": left, "picks": None}))
         # Names differ in length, so what fits is found by trying; each try leaves out what is surely too much.
         n_kept = min(n_kept - 1, n_kept * limit // max(len(line), 1))
     return line
@@ -179,7 +215,9 @@ def _comment(block: DataBlock) -> str:
 
 def _compact(block: DataBlock) -> dict[str, Any]:
     """Without nulls and defaults; of a variant what it shares with the block is left out."""
-    found = {name: value for name, value in block if value is not None and name != "variants"}
+    found = {name: value for name, value in block if value is not None and name not in ("variants", "picks")}
+    if block.picks is not None:
+        found["picks"] = [one.model_dump(mode="json") for one in block.picks]
     shared = {name: getattr(block, name) for name in _SHARED}
     found["variants"] = [
         {
@@ -196,18 +234,26 @@ def _short(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def data_file(rows: Sequence[DatasetRow]) -> bytes:
+def data_file(rows: Sequence[DatasetRow], *, pairs: Pairs = no_pairs) -> bytes:
     """The same as a file (:data:`FILE`): all figures with all digits, indented."""
-    block = data_of(rows)
+    return _file(data_of(rows, pairs=pairs))
+
+
+def _file(block: DataBlock) -> bytes:
     told = {"schema": SCHEMA, "version": VERSION, **block.model_dump(mode="json")}
     return (json.dumps(told, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
 
 
 def with_data(body: str, rows: Sequence[DatasetRow], mode: DataMode) -> tuple[str, dict[str, bytes]]:
     """A section's body and the files to go with it, with the figures in a comment, in a file, or nowhere."""
+    return with_block(body, data_of(rows), mode)
+
+
+def with_block(body: str, block: DataBlock, mode: DataMode) -> tuple[str, dict[str, bytes]]:
+    """The same of a block (see :func:`with_data`)."""
     if mode == "comment":
-        return f"{body.rstrip()}\n\n{encode(rows)}\n", {}
-    return body, {FILE: data_file(rows)} if mode == "file" else {}
+        return f"{body.rstrip()}\n\n{encode_block(block)}\n", {}
+    return body, {FILE: _file(block)} if mode == "file" else {}
 
 
 def decode(text: str) -> DataBlock | None:

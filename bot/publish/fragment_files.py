@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
+from bot.publish.card import SECTION_VERSION
 from bot.publish.fragments import BADGE, FIGURES, HIDDEN, SECTION, Links, current, fragments, told
+from bot.publish.own_template import digest_of
 from bot.publish.repo_figures import VERSION
 from bot.store import Store
 from bot.store.files import PublishedFile
@@ -23,8 +25,9 @@ from core.repo_names import is_repo_id
 
 FOLDER = "cards"
 NAMES = (SECTION, FIGURES, BADGE)
-#: Files that one commit may carry; the rest follows with the next export.
+#: Files that one commit may carry, and their bytes; the rest follows with the next export.
 MAX_FILES = 300
+MAX_BYTES = 192 << 20
 #: The local copy's name in the store.
 LOCAL = ""
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -64,17 +67,21 @@ def refresh(store: Store, rows: Sequence[DatasetRow], links: Links, *, export: P
                 LOCAL, [PublishedFile(f"{folder}/{name}", _sha256(content), source) for name, content in made.items()]
             )
         paths += its_paths
-    store.files.forget(LOCAL, known.keys() - set(paths))
+    store.files.forget(LOCAL, {path for path in known if path.startswith(f"{FOLDER}/")} - set(paths))
     return paths
 
 
 def due(store: Store, where: str, paths: Iterable[str], *, export: Path, most: int = MAX_FILES) -> dict[str, bytes]:
-    """What the dataset ``where`` lacks of these files, or has in another state: at most ``most``, new ones first."""
+    """What the dataset ``where`` lacks of these files, or has in another state: at most ``most``, new ones first.
+
+    It ends with the file that passes :data:`MAX_BYTES`.
+    """
     local, there = store.files.known(LOCAL), store.files.known(where)
     lacking = [path for path in paths if path in local and _sha256_of(there, path) != local[path].sha256]
     found: dict[str, bytes] = {}
+    n_bytes = 0
     for path in sorted(lacking, key=lambda path: (path in there, path)):
-        if len(found) == most:
+        if len(found) == most or n_bytes > MAX_BYTES:
             break
         try:
             content = (export / path).read_bytes()
@@ -82,6 +89,7 @@ def due(store: Store, where: str, paths: Iterable[str], *, export: Path, most: i
             content = b""
         if _sha256(content) == local[path].sha256:
             found[path] = content
+            n_bytes += len(content)
         else:
             # Somebody else's bytes are not ours to publish; the next export writes the file anew.
             store.files.forget(LOCAL, [path])
@@ -118,9 +126,11 @@ def _newest(rows: Sequence[DatasetRow]) -> datetime:
 def _look(links: Links) -> str:
     """What fragments are made with besides rows: when it changes, all are made anew."""
     texts = [
-        files("templates").joinpath(name).read_text(encoding="utf-8") for name in ("section.md.j2", "badge.svg.j2")
+        files("templates").joinpath(name).read_text(encoding="utf-8")
+        for name in ("section.md.j2", "metrics.md.j2", "badge.svg.j2")
     ]
-    return canonical_json([VERSION, links.endpoint, links.project_url, links.leaderboard_url, *texts])
+    addresses = [links.endpoint, links.project_url, links.leaderboard_url, links.dataset]
+    return canonical_json([VERSION, SECTION_VERSION, *addresses, digest_of(links.templates), *texts])
 
 
 def _source(rows: Sequence[DatasetRow], repo: Repo, look: str) -> str:

@@ -14,31 +14,23 @@ from bot.intake.repo_config import RepoConfig
 from bot.intake.view import view
 from bot.publish import card as cards
 from bot.publish.badge import Badge, render_badge, repo_badge, variant_badge
+from bot.publish.look import Links, links_of, made_section
 from bot.publish.repo_figures import figures_json
 from bot.publish.rows import current_rows
-from bot.publish.section import make_section, rows_for, section_key
+from bot.publish.section import rows_for, section_key
 from bot.settings import Settings
 from bot.store import Store
 from core.dataset import DatasetRow
 from core.protocol import Protocol
 
+__all__ = [
+    "BADGE", "FIGURES", "HIDDEN", "SECTION", "Links", "RepoRows", "badge", "current", "figures", "fragments",
+    "links_of", "repo_rows", "section", "told",
+]  # fmt: skip
+
 SECTION, FIGURES, BADGE = "section.md", "quantcard.json", "badge.svg"
 #: What a repo is when others can't see it (any more); nothing is told of it.
 HIDDEN = frozenset({"private", "gone"})
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Addresses that sections link to: the Hub's, the project's, the leaderboard's (either may be empty)."""
-
-    endpoint: str
-    project_url: str = ""
-    leaderboard_url: str = ""
-
-
-def links_of(settings: Settings) -> Links:
-    """The addresses in the settings."""
-    return Links(settings.hf_endpoint.rstrip("/"), settings.project_url, settings.leaderboard_url)
 
 
 def current(rows: Sequence[DatasetRow], config: Mapping[str, Any]) -> list[DatasetRow]:
@@ -62,13 +54,7 @@ def section(rows: Sequence[DatasetRow], links: Links, *, config: Mapping[str, An
         config: the repo's ``.quantcard.yml`` as stored; its ``data`` says whether the hidden JSON is in it.
         markers: with the comments that it stands between, so that the bot sees that the card has these figures.
     """
-    made = make_section(
-        rows,
-        RepoConfig.from_json(config),
-        endpoint=links.endpoint,
-        project_url=links.project_url,
-        leaderboard_url=links.leaderboard_url,
-    )
+    made = made_section(rows, RepoConfig.from_json(config), links)
     return cards.splice("", made.body, key=made.key) if markers else made.body.strip() + "\n"
 
 

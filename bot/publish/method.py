@@ -20,7 +20,7 @@ class Machines:
     """The machines that measured a repo's rows, in the rows' order; what was imported is no machine's of ours."""
 
     def __init__(self, rows: Sequence[DatasetRow]) -> None:
-        self._of = {row.id: (_quality_environment(row), _speed_environment(row)) for row in rows}
+        self._of = {row.id: (_quality_environment(row), speed_environment(row)) for row in rows}
         self.known = [*dict.fromkeys(one for row in rows for one in self._of[row.id] if one)]
         self.of_speeds = {speed for _, speed in self._of.values() if speed}
 
@@ -53,7 +53,8 @@ def _quality_environment(row: DatasetRow) -> str | None:
     return None if row.kld_mean is None or row.quality_imported else _environment(row, row.quality_json)
 
 
-def _speed_environment(row: DatasetRow) -> str | None:
+def speed_environment(row: DatasetRow) -> str | None:
+    """Where a row's speed was measured, as canonical JSON; None where it was not, or not here."""
     timed = row.tg_ts is not None or row.pp_ts is not None
     return _environment(row, row.speed_json) if timed and not row.speed_imported else None
 
@@ -70,11 +71,11 @@ def _machine(e: dict[str, Any]) -> str:
     return f"{escape(e['gpu'] or e['cpu'])}{driver}, {e['n_threads']} CPU threads{layers}; {escape(e['llama_cpp'])}"
 
 
-def _repetitions(row: DatasetRow, *, prompt: bool) -> int:
+def repetitions(row: DatasetRow, *, prompt: bool) -> int:
     """How often a row's speed test was timed: as its result says, else as its protocol does."""
     for test in json.loads(row.speed_json)["tests"] if row.speed_json else ():
-        if bool(test["n_prompt"]) is prompt and bool(test["n_gen"]) is not prompt:
-            return max(len(test["samples_ts"]), len(test["samples_ns"]))
+        if bool(test.get("n_prompt")) is prompt and bool(test.get("n_gen")) is not prompt:
+            return max(len(test.get("samples_ts", ())), len(test.get("samples_ns", ())))
     return int(json.loads(row.protocol_json).get("repetitions", 0))
 
 
@@ -83,13 +84,13 @@ def speed_cell(row: DatasetRow, *, prompt: bool) -> str | None:
     value, spread = (row.pp_ts, row.pp_ts_stddev) if prompt else (row.tg_ts, row.tg_ts_stddev)
     if value is None:
         return None
-    return speed(value, spread if _repetitions(row, prompt=prompt) > 1 else None)
+    return speed(value, spread if repetitions(row, prompt=prompt) > 1 else None)
 
 
 def speed_legend(rows: Sequence[DatasetRow], machines: Machines) -> str | None:
     """What the speeds are, and what they may be compared with; None: there are none."""
     cells = {
-        cell: _repetitions(row, prompt=prompt)
+        cell: repetitions(row, prompt=prompt)
         for row in rows
         for prompt in (True, False)
         if (cell := speed_cell(row, prompt=prompt))
@@ -167,7 +168,15 @@ def method(first: DatasetRow, rows: Sequence[DatasetRow], machines: Machines) ->
     parts = " (of a split file: of its parts' sha256s)" if any(row.n_files > 1 for row in rows) else ""
     shown = ", ".join(f"{escape(row.label)} {row.variant_key[:12]}" for row in rows)
     lines.append(
-        f"Files as of commit {first.revision[:12]}; one that changes is measured again. Their sha256{parts}, first "
-        f"digits: {shown}."
+        f"{_dates(rows)}Files as of commit {first.revision[:12]}; one that changes is measured again. Their "
+        f"sha256{parts}, first digits: {shown}."
     )
     return [Markup(line) for line in lines]
+
+
+def _dates(rows: Sequence[DatasetRow]) -> str:
+    """When the rows were measured, as the beginning of a line."""
+    days = sorted({row.measured_at.strftime("%Y-%m-%d") for row in rows if row.measured_at})
+    if not days:
+        return ""
+    return f"Measured on {days[0]}. " if len(days) == 1 else f"Measured from {days[0]} to {days[-1]}. "

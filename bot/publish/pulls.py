@@ -10,10 +10,11 @@ from bot.hub.refusals import repo_refuses
 from bot.intake.card_meta import CARD_LIMIT
 from bot.publish import card as cards
 from bot.publish import pull_texts as texts
+from bot.publish.beside import left_behind, whole_section
 from bot.publish.card_text import card_text, text_of
 from bot.publish.changes import changes, only_speeds_differ
-from bot.publish.data_beside import anothers_file, figures_beside
-from bot.publish.data_block import FILE, DataBlock, data_of, decode, encode
+from bot.publish.data_beside import figures_beside
+from bot.publish.data_block import DataBlock, decode, encode
 from bot.publish.found import Found, known_pulls, note_opening, our_accounts, sweep_owner
 from bot.publish.lease import LeaseLostError
 from bot.publish.listening import listen, may_open
@@ -22,7 +23,7 @@ from bot.publish.outcome import BARRED_S, Outcome
 from bot.publish.remarks import Remarks
 from bot.publish.render import render_pull_body
 from bot.publish.rows import figures_key
-from bot.publish.section import CARD, Section, make_section, rows_for, section_key
+from bot.publish.section import CARD, Section, rows_for, section_key
 from bot.publish.wishes import refusal, wishes_of
 from bot.publish.withdrawn import says_no, withdraw
 from bot.publish.writes import WritesLimitedError, held, write
@@ -260,7 +261,7 @@ class _Visit:
         return None
 
     def _open(self, decision: Decision, files: dict[str, bytes], *, main: str, parent: str | None) -> Outcome:
-        left = figures_beside(self._hub, self._repo.id, main, revision=parent or "main")
+        deleted, _ = self._left_behind(main, revision=parent or "main")
         if not self._hub.dry_run:
             # Its answer may be lost; then the owner's other repos must not get a first one too.
             note_opening(self._store, self._repo.id, ended=False)
@@ -268,7 +269,7 @@ class _Visit:
             lambda: self._hub.open_pull(
                 self._repo.id,
                 files=files,
-                deleted=(FILE,) if left and FILE not in files else (),
+                deleted=deleted,
                 title=texts.pull_title(),
                 body=self.body(),
                 parent=parent,
@@ -305,13 +306,13 @@ class _Visit:
                 self._hub.edit_body(self._repo.id, pull.num, self.body())
             self._save(pull.num, key=self._key, status="open", url=pull.url)
             return self.outcome(_has_these(pull.num))
-        left = figures_beside(self._hub, self._repo.id, theirs, revision=revision)
+        deleted, left = self._left_behind(theirs, revision=revision)
         self._commit(
             lambda: self._hub.update_pull(
                 self._repo.id,
                 pull.num,
                 files=files,
-                deleted=(FILE,) if left and FILE not in files else (),
+                deleted=deleted,
                 title=texts.pull_title(),
                 body=self.body(),
                 parent=pull.head,
@@ -321,9 +322,15 @@ class _Visit:
         self._tell_changes(pull, decode(theirs) or left)
         return self.outcome(decision, pull.url)
 
+    def _left_behind(self, card: str, *, revision: str) -> tuple[tuple[str, ...], DataBlock | None]:
+        """(Our files that go with the next commit, what the figures' file beside a card tells)."""
+        left = figures_beside(self._hub, self._repo.id, card, revision=revision)
+        section = self.section()
+        return left_behind(self._hub, self._repo.id, card, section, figures=left, revision=revision), left
+
     def _tell_changes(self, pull: HubPull, before: DataBlock | None) -> None:
         """A comment, once a day at most, where another file may be the right one to pick now."""
-        changed = changes(before, data_of(self._rows)) if before else None
+        changed = changes(before, self.section().data) if before else None
         remarks = self._remarks(pull)
         if changed and remarks.may_tell_changes(now=self._now):
             self._write_comment(pull, texts.changed_comment(changed, now=self._now))
@@ -336,16 +343,7 @@ class _Visit:
     def section(self) -> Section:
         """The section of the repo's rows; the figures stand in it where a file of its owner's has their file's name."""
         if self._section is None:
-            config = self._config
-            if config.data == "file" and anothers_file(self._hub, self._repo.id):
-                config = replace(config, data="comment")
-            made = make_section(
-                self._rows,
-                config,
-                endpoint=self._hub.endpoint,
-                project_url=self._settings.project_url,
-                leaderboard_url=self._settings.leaderboard_url,
-            )
+            made = whole_section(self._store, self._hub, self._settings, self._repo, self._rows, self._config)
             self._section = replace(made, key=self._key)
         return self._section
 
@@ -378,12 +376,13 @@ def _has_these(num: int) -> Decision:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a pull would be if manners were no matter: main's card, the new one, title and first comment."""
+    """What a pull would be if manners were no matter: main's card, the new one, title, first comment, other files."""
 
     before: str
     after: str
     title: str
     body: str
+    files: dict[str, bytes]
 
 
 def preview(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> Preview:
@@ -395,4 +394,5 @@ def preview(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: li
     """
     visit = _Visit(store, hub, settings, repo, rows, now=0.0, settled=True)
     before = card_text(hub, repo.id, revision="main")
-    return Preview(before, visit.section().on(before).card, texts.pull_title(), visit.body())
+    section = visit.section()
+    return Preview(before, section.on(before).card, texts.pull_title(), visit.body(), section.files)

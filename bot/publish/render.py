@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
-from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
-from jinja2 import FunctionLoader, StrictUndefined
+from jinja2 import FunctionLoader, StrictUndefined, TemplateNotFound
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
+from bot.publish.details import provenance, statistics, tensor_types
+from bot.publish.entries import entries
 from bot.publish.flag_list import file_link, flag_list
 from bot.publish.markdown import code, escape, link
-from bot.publish.method import (
-    Machines,
-    command_block,
-    corpus_words,
-    imported_words,
-    method,
-    reference_name,
-    speed_cell,
-    speed_legend,
-)
+from bot.publish.method import Machines, command_block, corpus_words, imported_words, method, reference_name
+from bot.publish.plot_files import Plot
+from bot.publish.ranking import Ranking, distinct_labels, in_order, rank
+from bot.publish.spread import Spread
+from bot.publish.table import equals_of, legend, table, tasks_of, unbroken
+from bot.publish.verdict import MOST_NAMED, Entry, Pairs, Pick, closest, no_pairs, verdict
 from core.dataset import SCHEMA_VERSION, DatasetRow
-from core.format import percent, significant, size, with_interval
-from core.verdict import Z95, Candidate, closest, pareto, picks, sentence, tied
+from core.format import size, with_interval
 
-#: Characters of a label that are shown; only a file name without a known label is longer.
-_MAX_LABEL = 60
+__all__ = [
+    "Ranking", "distinct_labels", "fill", "rank", "render_dataset_card", "render_pull_body", "render_section",
+]  # fmt: skip
+
 #: Characters of a dispute that are shown: all that is kept of one.
 _MAX_DISPUTE = 500
+#: Characters of what a plot shows, in words.
+_MAX_ALT = 600
+#: Names of templates of ours; nothing else is read.
+_NAME = re.compile(r"[a-z-]+\.[a-z]+\.j2")
 
 
 def _load(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise TemplateNotFound(name)
     return files("templates").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -59,115 +63,101 @@ def _environment() -> ImmutableSandboxedEnvironment:
 _ENVIRONMENT = _environment()
 
 
-def candidate(row: DatasetRow) -> Candidate | None:
-    """A row as a candidate for picks, or None while no KLD was measured here."""
-    if row.state != "measured" or row.kld_mean is None or row.quality_imported:
-        return None
-    return Candidate(
-        label=row.label,
-        size_bytes=row.size_bytes,
-        kld=row.kld_mean,
-        kld_stderr=row.kld_stderr or 0.0,
-        same_top=row.same_top or 0.0,
-        is_reference=row.is_reference,
-    )
-
-
-def distinct_labels(rows: Sequence[DatasetRow]) -> list[DatasetRow]:
-    """Rows whose labels tell them apart: where two files share one, the file's stem or its whole path stands in."""
-    names = [row.label for row in rows]
-    for longer in (lambda row: PurePosixPath(row.variant).stem, lambda row: row.variant, lambda row: row.id):
-        names = [name if names.count(name) == 1 else longer(row) for name, row in zip(names, rows, strict=True)]
-    names = [
-        name if len(name) <= _MAX_LABEL else f"{name[:_MAX_LABEL]}… {row.id[:6]}"
-        for row, name in zip(rows, names, strict=True)
-    ]
-    return [row.model_copy(update={"label": name}) for row, name in zip(rows, names, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """The rows that may be ranked together, as candidates; ``apart`` says of the other measured rows why not."""
-
-    ranked: list[tuple[DatasetRow, Candidate]]
-    apart: dict[str, str]
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        """The candidates alone."""
-        return [found for _, found in self.ranked]
-
-
-def rank(rows: Sequence[DatasetRow]) -> Ranking:
-    """Sort out what may be compared: one protocol and reference, one environment or one whose control run is good.
-
-    A control run is the reference against its own baseline there; good is below a tenth of the smallest KLD compared.
-    """
-    measured = [(row, found) for row in rows if (found := candidate(row))]
-    planes = Counter((row.protocol_fingerprint, row.reference_key) for row, c in measured if not c.is_reference)
-    places = Counter(row.environment_fingerprint for row, c in measured if not c.is_reference)
-    if not planes:
-        return Ranking(measured, {})
-    plane, place = planes.most_common(1)[0][0], places.most_common(1)[0][0]
-    least = min((c.kld for _, c in measured if not c.is_reference), default=0.0)
-    good = {
-        row.environment_fingerprint
-        for row, c in measured
-        if c.is_reference and row.reference_key == plane[1] and abs(c.kld) < least / 10
-    }
-    ranked, apart = [], {}
-    for row, found in measured:
-        if (row.protocol_fingerprint, row.reference_key) != plane:
-            apart[row.id] = f"measured against {code(row.reference_variant or 'another reference')}, so not ranked here"
-        elif (
-            row.environment_fingerprint != place and not found.is_reference and row.environment_fingerprint not in good
-        ):
-            apart[row.id] = "measured on another machine, so not ranked here"
-        else:
-            ranked.append((row, found))
-    return Ranking(ranked, apart)
-
-
 def render_section(
-    rows: Sequence[DatasetRow], *, endpoint: str, project_url: str, leaderboard_url: str, only: Collection[str] = ()
+    rows: Sequence[DatasetRow],
+    *,
+    endpoint: str,
+    project_url: str,
+    leaderboard_url: str,
+    dataset: str = "",
+    only: Collection[str] = (),
+    plots: Sequence[Plot] = (),
+    pairs: Pairs = no_pairs,
+    changed: Sequence[Markup] = (),
+    template: str | None = None,
 ) -> str:
-    """The section of a repo's card from its rows (all of one repo), largest file first; ``only``: see :func:`table`."""
-    ordered = sorted(distinct_labels(rows), key=lambda row: (-row.size_bytes, row.variant))
-    ranking = rank(ordered)
-    by_label = {row.label: row for row in ordered}
+    """The section of a repo's card from its rows (all of one repo), largest file first.
+
+    Args:
+        dataset: of the results, to link to the raw ones.
+        only: see :func:`bot.publish.table.table`.
+        changed: what is other than in the section before (:mod:`bot.publish.changelog`).
+        template: an owner's own in place of ours; what it raises goes on.
+    """
+    ordered = in_order(rows)
+    ranking, machines = rank(ordered), Machines(ordered)
     n_prompt = next((row.n_prompt for row in ordered if row.n_prompt), 512)
     n_gen = next((row.n_gen for row in ordered if row.n_gen), 128)
     first = next((row for row, c in ranking.ranked if not c.is_reference), ordered[0])
-    machines = Machines(ordered)
-    columns, cells = table(ordered, ranking, machines, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen, only=only)
+    equals = equals_of(ranking, pairs)
     disputed = next((row.disputed for row in ordered if row.disputed), None)
-    return fill(
-        "section.md.j2",
-        verdict=Markup(_verdict(ranking, ordered)),
-        disputed=escape(disputed, most=_MAX_DISPUTE) if disputed else None,
-        picks=[
-            {
-                "purpose": pick.purpose,
-                "file": file_link(by_label[pick.label], endpoint),
-                "size": Markup(size(by_label[pick.label].size_bytes)),
-                "because": pick.because,
-            }
-            for pick in picks(ranking.candidates)
-        ],
-        columns=columns,
-        rows=cells,
-        n_prompt=n_prompt,
-        n_gen=n_gen,
-        has_quality=any(row.kld_mean is not None for row in ordered),
-        has_speed=any(row.tg_ts is not None or row.pp_ts is not None for row in ordered),
-        legend=Markup(_legend(ordered, ranking, machines)),
-        method=method(first, ordered, machines),
-        command=command_block(first.command),
-        corpus=corpus_words(first, endpoint),
-        flags=flag_list(ordered, endpoint),
-        bot=link("quantcard", project_url),
-        leaderboard=link("All measurements", leaderboard_url) if leaderboard_url else None,
-    )
+    known = entries(ranking, label=lambda label: str(escape(label, most=80)))
+    found = verdict(known, pairs=pairs)
+    told_tasks = list(dict.fromkeys(name for row in ordered for name in tasks_of(row)))
+    results = f"{endpoint}/datasets/{quote(dataset)}/blob/main" if dataset else ""
+    context = {
+        "verdict": Markup(_sentence(found.sentence, ranking, ordered)),
+        "disputed": escape(disputed, most=_MAX_DISPUTE) if disputed else None,
+        "picks": [_pick(pick, known, {row.id: row for row in ordered}, endpoint) for pick in found.picks],
+        "files": table(
+            ordered, ranking, machines, endpoint=endpoint, n_prompt=n_prompt, n_gen=n_gen, only=only, equals=equals
+        ),
+        "n_prompt": n_prompt,
+        "n_gen": n_gen,
+        "has_quality": any(row.kld_mean is not None for row in ordered),
+        "has_speed": any(row.tg_ts is not None or row.pp_ts is not None for row in ordered),
+        "by_chunk": any(Spread(row).by_chunk for row in ordered),
+        "needs": any(entry.need is not None for entry in known),
+        "for_memory": any(pick.kind == "memory" for pick in found.picks),
+        "tasks": Markup(", ").join(escape(name, most=40) for name in told_tasks),
+        "legend": Markup(legend(ordered, ranking, machines, equals)),
+        "plots": [{"alt": escape(plot.alt, most=_MAX_ALT), "path": Markup(plot.path)} for plot in plots],
+        "statistics": statistics(ordered, leaderboard_url=leaderboard_url, dataset_url=results),
+        "tensor_types": tensor_types(ordered),
+        "provenance": provenance(ordered),
+        "flags": [{"file": one["file"], "detail": escape(one["detail"])} for one in flag_list(ordered, endpoint)],
+        "method": method(first, ordered, machines),
+        "raw": link("quantcard.json", f"{results}/cards/{quote(rows[0].repo_id)}/quantcard.json") if results else None,
+        "command": command_block(first.command),
+        "corpus": corpus_words(first, endpoint),
+        "changed": list(changed),
+        "bot": link("quantcard", project_url),
+        "leaderboard": link("All measurements", leaderboard_url) if leaderboard_url else None,
+    }
+    if template is None:
+        return fill("section.md.j2", **context)
+    return _ENVIRONMENT.from_string(template).render(**context)
+
+
+def _pick(pick: Pick, known: Sequence[Entry], rows: Mapping[str, DatasetRow], endpoint: str) -> dict[str, Markup]:
+    named = [rows[key] for key in pick.files]
+    if not named:
+        told = Markup("none")
+    elif len(named) > MOST_NAMED and len(named) == len(known):
+        told = Markup("any of them")
+    else:
+        told = Markup(" or ").join(
+            Markup(f"{file_link(row, endpoint)} ·\u00a0{unbroken(size(row.size_bytes))}") for row in named[:MOST_NAMED]
+        )
+        more = len(named) - MOST_NAMED
+        told += Markup(f" and {more} more") if more > 0 else Markup("")
+    return {"purpose": Markup(pick.purpose), "files": told, "because": Markup(pick.because), "kind": Markup(pick.kind)}
+
+
+def _sentence(sentence: str, ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
+    """The verdict; where nothing is ranked, why."""
+    if all(c.is_reference for c in ranking.candidates):
+        if any(row.quality_imported for row in rows):
+            return "Quality was measured elsewhere only and imported; no file is recommended on that."
+        reason = next((row.reason for row in rows if row.reason and row.state in ("measured", "no-reference")), None)
+        if reason:
+            return f"Quality could not be measured here, only speed. {escape(reason)}"
+        if any(row.state == "waiting" for row in rows):
+            return "The measurements of this repo have not ended yet."
+        return sentence
+    if any(row.reference_kind == "q8_0" for row, _ in ranking.ranked):
+        return f"{sentence} Measured against a Q8_0, for want of an unquantized file: the true distances are larger."
+    return sentence
 
 
 def render_pull_body(
@@ -187,22 +177,23 @@ def render_pull_body(
         beside: what the pull changes besides the section, in words of ours.
     """
     rows = distinct_labels(rows)
-    by_label = {row.label: row for row in rows}
-    found = [c for c in rank(rows).candidates if not c.is_reference]
-    chosen: list[tuple[str, Candidate]] = []
-    if (best := closest(found)) and len(found) > 1:
-        near = next((pick for pick in picks(found) if pick.purpose == "practically the original"), None)
-        chosen.append(("smallest", min(found, key=lambda c: (c.size_bytes, c.kld))))
-        if near:
-            chosen.append((near.purpose, next(c for c in found if c.label == near.label)))
-        chosen.append(("closest", best))
+    by_id = {row.id: row for row in rows}
+    known = sorted(entries(rank(rows)), key=lambda one: (one.size_bytes, one.kld.value, one.label))
+    chosen: list[tuple[str, Entry]] = []
+    if len(known) > 1:
+        picked = {pick.kind: pick.files[0] for pick in verdict(known).picks if pick.files}
+        of_key = {one.key: one for one in known}
+        chosen.append(("smallest", known[0]))
+        if "near" in picked:
+            chosen.append(("practically the original", of_key[picked["near"]]))
+        chosen.append(("closest", closest(known)))
     columns = [
         {
-            "title": Markup(", ".join(title for title, other in chosen if other is c)),
-            "file": Markup(f"{file_link(by_label[c.label], endpoint)}, {size(c.size_bytes)}"),
-            "kld": Markup(with_interval(c.kld, Z95 * c.kld_stderr)),
+            "title": Markup(", ".join(title for title, other in chosen if other is one)),
+            "file": Markup(f"{file_link(by_id[one.key], endpoint)}, {size(one.size_bytes)}"),
+            "kld": Markup(with_interval(one.kld.value, one.kld.half)),
         }
-        for c in dict.fromkeys(c for _, c in chosen)
+        for one in dict.fromkeys(one for _, one in chosen)
     ]
     reference = next((row for row in rows if row.reference_variant), None)
     quants = [row for row in rows if not row.is_reference]
@@ -241,156 +232,3 @@ def render_dataset_card(n_rows: int) -> str:
 def fill(name: str, **context: Any) -> str:
     """A template with its values; every string that is no Markup is escaped."""
     return _ENVIRONMENT.get_template(name).render(**context)
-
-
-def _verdict(ranking: Ranking, rows: Sequence[DatasetRow]) -> str:
-    """The verdict with escaped labels; without a reference it says so instead."""
-    if all(c.is_reference for c in ranking.candidates):
-        if any(row.quality_imported for row in rows):
-            return "Quality was measured elsewhere only and imported; no file is recommended on that."
-        reason = next((row.reason for row in rows if row.reason and row.state in ("measured", "no-reference")), None)
-        if reason:
-            return f"Quality could not be measured here, only speed. {escape(reason)}"
-        if any(row.state == "waiting" for row in rows):
-            return "The measurements of this repo have not ended yet."
-    return sentence([replace(c, label=str(escape(c.label))) for c in ranking.candidates])
-
-
-_Cell = Callable[[DatasetRow], str | None]
-
-
-def table(
-    rows: Sequence[DatasetRow],
-    ranking: Ranking,
-    machines: Machines,
-    *,
-    endpoint: str,
-    n_prompt: int,
-    n_gen: int,
-    only: Collection[str] = (),
-) -> tuple[list[dict[str, Markup]], list[list[Markup]]]:
-    """(columns with title and alignment, cells): a column nobody has a figure for is left out.
-
-    ``only``: the columns that are wanted, as ``.quantcard.yml`` names them (first in each line below); empty: all.
-    """
-    figures: list[tuple[str, str, _Cell]] = [
-        ("bpw", "bpw", lambda r: None if r.bpw is None else f"{r.bpw:.2f}"),
-        ("size", "Size", lambda r: size(r.size_bytes)),
-        ("kld", "Mean KLD", lambda r: _interval(r.kld_mean, r.kld_stderr)),
-        ("kld-99.9", "99.9 % KLD", lambda r: None if r.kld_p99_9 is None else significant(_floored(r.kld_p99_9, r))),
-        ("same-top", "Same top p", lambda r: None if r.same_top is None else percent(r.same_top)),
-        ("ppl-ratio", "PPL ratio", lambda r: _interval(r.ppl_ratio, r.ppl_ratio_stderr, most=4)),
-        ("pp", f"pp{n_prompt} t/s", lambda r: speed_cell(r, prompt=True)),
-        ("tg", f"tg{n_gen} t/s", lambda r: speed_cell(r, prompt=False)),
-        ("memory", "Memory", _memory),
-    ]
-    front = _front(ranking)
-    notes = [_notes(row, row.id in front, ranking, machines) for row in rows]
-    shown = [(title, [cell(row) for row in rows]) for name, title, cell in figures if not only or name in only]
-    shown = [(title, cells) for title, cells in shown if any(cell is not None for cell in cells)]
-    columns = [{"title": Markup("Quant"), "align": Markup("---")}]
-    columns += [{"title": Markup(title), "align": Markup("--:")} for title, _ in shown]
-    if any(notes):
-        columns.append({"title": Markup(""), "align": Markup("---")})
-    lines = [
-        [
-            file_link(row, endpoint),
-            *(Markup(cells[at] or "–") for _, cells in shown),
-            *([Markup(note)] if any(notes) else []),
-        ]
-        for at, (row, note) in enumerate(zip(rows, notes, strict=True))
-    ]
-    return columns, lines
-
-
-def _front(ranking: Ranking) -> set[str]:
-    """The rows that no other file beats; none where that is true of them all, so that it would tell nothing."""
-    quants = [
-        (row.id, yes)
-        for (row, c), yes in zip(ranking.ranked, pareto(ranking.candidates), strict=True)
-        if not c.is_reference
-    ]
-    return {row_id for row_id, yes in quants if yes} if not all(yes for _, yes in quants) else set()
-
-
-def _interval(value: float | None, stderr: float | None, *, most: int = 5) -> str | None:
-    return None if value is None else with_interval(value, Z95 * (stderr or 0), most=most)
-
-
-def _floored(value: float, row: DatasetRow) -> float:
-    """Rounding makes a reference's own KLD negative here and there; on a card it is 0."""
-    return max(value, 0.0) if row.is_reference else value
-
-
-def _memory(row: DatasetRow) -> str | None:
-    if row.peak_memory_bytes is None:
-        return None
-    return size(row.peak_memory_bytes) + (f" + {size(row.peak_vram_bytes)} VRAM" if row.peak_vram_bytes else "")
-
-
-def _equals(row: DatasetRow, ranking: Ranking) -> list[Candidate]:
-    """The smaller files whose mean KLD can't be told from this one's."""
-    own = next((c for other, c in ranking.ranked if other.id == row.id), None)
-    if own is None or row.is_reference:
-        return []
-    return [c for _, c in ranking.ranked if not c.is_reference and c.size_bytes < own.size_bytes and tied(own, c)]
-
-
-def _notes(row: DatasetRow, on_front: bool, ranking: Ranking, machines: Machines) -> str:
-    notes = []
-    if row.is_reference:
-        notes.append("reference")
-    elif on_front:
-        notes.append("◆")
-    if machine := machines.mark(row):
-        notes.append(machine)
-    if equals := _equals(row, ranking):
-        notes.append("≈ " + ", ".join(str(escape(c.label, most=80)) for c in equals))
-    if row.id in ranking.apart:
-        notes.append(ranking.apart[row.id])
-    if row.quality_imported:
-        notes.append(f"quality imported ({escape(row.quality_imported)}), so not ranked here")
-    if row.speed_imported:
-        notes.append(f"speed imported ({escape(row.speed_imported)})")
-    if row.n_files > 1:
-        notes.append(f"{row.n_files} files")
-    reason = f": {escape(row.reason)}" if row.reason else ""
-    if row.state == "failed":
-        notes.append(f"could not be measured{reason}")
-    elif row.state == "waiting":
-        notes.append("only its speed was measured" if row.tg_ts is not None else "not measured yet")
-    elif row.state == "stale":
-        notes.append(f"outdated{reason}")
-    elif row.state == "no-reference" and ranking.ranked:
-        notes.append(f"no reference{reason}")
-    elif row.reason and row.kld_mean is not None:
-        # Without a KLD the reason is the verdict's: there is no reference, for this file or any.
-        notes.append(str(escape(row.reason)))
-    return " · ".join(notes)
-
-
-def _legend(rows: Sequence[DatasetRow], ranking: Ranking, machines: Machines) -> str:
-    parts = []
-    if _front(ranking):
-        parts.append("◆: no other file of this size or smaller has a lower mean KLD.")
-    if any(_equals(row, ranking) for row in rows):
-        parts.append("≈: its mean KLD can't be told from that of the smaller file named.")
-    if ranking.ranked:
-        parts.append("± is a 95 % interval for KLD and PPL ratio.")
-    if any(row.quality_imported or row.speed_imported for row in rows):
-        parts.append("Imported: measured elsewhere and read from another tool's output.")
-    reference = next((row for row in rows if row.reference_variant), None)
-    if reference:
-        floor = reference.noise_floor
-        known = "" if floor is None else f"; measured against itself it has a mean KLD of {_floor(floor)} (noise floor)"
-        parts.append(f"The original here is {reference_name(reference)}{known}.")
-        if reference.reference_kind == "proven":
-            parts.append(f"Its sampled weights are those of {code(str(reference.base_model))}.")
-    if told := speed_legend(rows, machines):
-        parts.append(told)
-    return " ".join(parts)
-
-
-def _floor(value: float) -> str:
-    """A noise floor: its size matters, not its sign, and below a millionth it does not matter at all."""
-    return significant(abs(value), 2) if abs(value) >= 1e-6 else "under 0.000001"

@@ -15,9 +15,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bot.publish.badge import Closeness, closeness
-from bot.publish.render import distinct_labels, rank
+from bot.publish.entries import entries
+from bot.publish.ranking import in_order, rank
+from bot.publish.spread import Spread, around
+from bot.publish.verdict import Figure, verdict
 from core.dataset import DatasetRow
-from core.verdict import Z95, picks, sentence
 
 SCHEMA: Literal["quantcard.repo"] = "quantcard.repo"
 VERSION = 1
@@ -109,6 +111,9 @@ class VariantFigures(_Model):
     architecture: str | None
     file_type: str | None
     imatrix_file: str | None
+    n_ctx_train: int | None
+    kv_bytes_per_token: int | None
+    memory_8k_bytes: int | None
     flags: list[dict[str, Any]]
     protocol: str
     reference: str | None
@@ -133,10 +138,15 @@ class ReferenceFigures(_Model):
 
 
 class Pick(_Model):
-    """A recommendation of the section's first table."""
+    """A recommendation of the section's first table: ``labels`` of the files, which can't be told apart.
+
+    ``label`` is the smallest of them, empty where there is none; ``kind`` near, close, closest, memory or fastest.
+    """
 
     purpose: str
+    kind: str = ""
     label: str
+    labels: list[str] = []
     because: str
 
 
@@ -167,8 +177,9 @@ class RepoFigures(_Model):
 
 def repo_figures(rows: Sequence[DatasetRow], *, key: str) -> RepoFigures:
     """The figures of one repo's rows (one at least), largest file first, labels as the section shows them."""
-    ordered = sorted(distinct_labels(rows), key=lambda row: (-row.size_bytes, row.variant))
+    ordered = in_order(rows)
     ranking = rank(ordered)
+    said, by_id = verdict(entries(ranking)), {row.id: row.label for row in ordered}
     ranked = {row.id for row, _ in ranking.ranked}
     references: dict[str, ReferenceFigures] = {}
     for row in sorted(ordered, key=lambda row: row.reference_variant is None):
@@ -190,8 +201,8 @@ def repo_figures(rows: Sequence[DatasetRow], *, key: str) -> RepoFigures:
         key=key,
         measured_at=max((at for row in ordered if (at := _time(row))), default=None),
         verdict=Verdict(
-            sentence=sentence(ranking.candidates).replace("**", ""),
-            picks=[Pick(purpose=p.purpose, label=p.label, because=p.because) for p in picks(ranking.candidates)],
+            sentence=said.sentence.replace("**", ""),
+            picks=[_pick([by_id[key] for key in one.files], one.purpose, one.kind, one.because) for one in said.picks],
         ),
         protocols={row.protocol_fingerprint: _loaded(row.protocol_json) or {} for row in ordered},
         references=references,
@@ -208,6 +219,10 @@ def figures_json(rows: Sequence[DatasetRow], *, key: str) -> bytes:
     """The file: the same bytes for the same rows; ASCII, no NaN."""
     told = repo_figures(rows, key=key).model_dump(mode="json", by_alias=True)
     return (json.dumps(told, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def _pick(labels: list[str], purpose: str, kind: str, because: str) -> Pick:
+    return Pick(purpose=purpose, kind=kind, label=labels[0] if labels else "", labels=labels, because=because)
 
 
 def _variant(row: DatasetRow, *, ranked: bool) -> VariantFigures:
@@ -231,6 +246,9 @@ def _variant(row: DatasetRow, *, ranked: bool) -> VariantFigures:
         architecture=row.architecture,
         file_type=row.file_type,
         imatrix_file=row.imatrix_file,
+        n_ctx_train=row.n_ctx_train,
+        kv_bytes_per_token=row.kv_bytes_per_token,
+        memory_8k_bytes=row.memory_8k_bytes,
         flags=json.loads(row.flags),
         protocol=row.protocol_fingerprint,
         reference=row.reference_key,
@@ -242,17 +260,18 @@ def _variant(row: DatasetRow, *, ranked: bool) -> VariantFigures:
 
 
 def _quality(row: DatasetRow) -> Quality:
+    spread = Spread(row)
     return Quality(
         kld=Divergence(
-            **_value(row.kld_mean, row.kld_stderr),
+            **_value(row.kld_mean, row.kld_stderr, spread.kld),
             median=_finite(row.kld_median),
             p99=_finite(row.kld_p99),
             p99_9=_finite(row.kld_p99_9),
             max=_finite(row.kld_max),
         ),
-        same_top=Value(**_value(row.same_top, row.same_top_stderr)),
-        ppl=Value(**_value(row.ppl, row.ppl_stderr)),
-        ppl_ratio=Value(**_value(row.ppl_ratio, row.ppl_ratio_stderr)),
+        same_top=Value(**_value(row.same_top, row.same_top_stderr, spread.top)),
+        ppl=Value(**_value(row.ppl, row.ppl_stderr, around(row.ppl, row.ppl_stderr))),
+        ppl_ratio=Value(**_value(row.ppl_ratio, row.ppl_ratio_stderr, spread.ppl_ratio)),
         ppl_cor=_finite(row.ppl_cor),
         delta_p_rms=_finite(row.delta_p_rms),
         n_ctx=row.n_ctx,
@@ -275,13 +294,12 @@ def _speed(row: DatasetRow) -> Speed:
     )
 
 
-def _value(value: float | None, stderr: float | None) -> dict[str, Any]:
+def _value(value: float | None, stderr: float | None, interval: Figure | None) -> dict[str, Any]:
     value, stderr = _finite(value), _finite(stderr)
-    if value is None or stderr is None:
+    known = interval is not None and interval.low < interval.high and value is not None
+    if not known or interval is None or not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return {"value": value, "stderr": stderr}
-    low, high = value - Z95 * stderr, value + Z95 * stderr
-    known = math.isfinite(low) and math.isfinite(high)
-    return {"value": value, "stderr": stderr, "ci95": (low, high) if known else None}
+    return {"value": value, "stderr": stderr, "ci95": (interval.low, interval.high)}
 
 
 def _finite(value: float | None) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 from bot.intake.references import Choice
 from bot.intake.templates import template_flags
 from bot.intake.view import View
+from bot.publish.memory import memory_at
 from bot.publish.states import found_invalid, state_of, unread
 from bot.queue.plan import jobs_for
 from bot.store import Store
@@ -21,6 +22,7 @@ from core.audit import Flag, flags_under
 from core.canonical import canonical_json, fingerprint
 from core.contract import QualityResult, SpeedResult
 from core.dataset import DatasetRow
+from core.dataset_file import tokens_path
 from core.protocol import Protocol
 
 #: The choice for files that are gone: their figures stay against the reference that they were measured with.
@@ -50,8 +52,14 @@ def stale_rows(store: Store, seen: View, protocol: Protocol, *, repo_id: str | N
         row = _row(store, seen.repos[variant.repo_id], variant, _WHATEVER_IT_WAS, protocol)
         if row.kld_mean is not None or row.tg_ts is not None:
             was = "replaced by a newer file of the same name" if variant.state == "stale" else "removed from the repo"
-            rows.append(row.model_copy(update={"state": "stale", "reason": f"It was {was}."}))
+            stale = {} if row.state == "retracted" else {"state": "stale", "reason": f"It was {was}."}
+            rows.append(row.model_copy(update=stale))
     return rows
+
+
+def retraction_name(variant_key: str) -> str:
+    """Under which name the store remembers why a file's figures were withdrawn."""
+    return f"retracted:{variant_key}"
 
 
 def settled(store: Store, seen: View, protocol: Protocol, repo_id: str) -> bool:
@@ -85,6 +93,8 @@ def _row(
     state, reason = state_of(
         variant, choice, has_quality=q is not None, has_speed=s is not None, jobs=jobs, imported=imported
     )
+    if (q or s) and (withdrawn := store.results.get(retraction_name(variant.key))):
+        state, reason = "retracted", withdrawn
     # Of two machines the one that measured here, since speeds are compared by it.
     first = next((one for one in (q, s) if one and one.imported is None), q or s)
     environment = first.environment if first else None
@@ -115,6 +125,9 @@ def _row(
         n_params=found.n_params if found else None,
         bpw=found.bpw if found else None,
         imatrix_file=found.imatrix.file if found and found.imatrix else None,
+        n_ctx_train=found.n_ctx_train if found else None,
+        kv_bytes_per_token=2 * (found.shape.k_width + found.shape.v_width) if found and found.shape else None,
+        inspection_json=canonical_json(found.model_dump(mode="json", exclude={"flags"})) if found else None,
         flags=canonical_json([flag.model_dump() for flag in [*known, *more]]),
         protocol_name=protocol.name,
         protocol_fingerprint=protocol.fingerprint,
@@ -131,7 +144,8 @@ def _row(
         measured_at=datetime.fromtimestamp(max(times), UTC) if times else None,
         disputed=store.answers.disputed(repo.id),
     )
-    return row.model_copy(update=_quality_columns(q) | _speed_columns(s) | _command(q, variant, reference, protocol))
+    more_known = {"memory_8k_bytes": memory_at(row, 8192)} | _command(q, variant, reference, protocol)
+    return row.model_copy(update=more_known | _quality_columns(q) | _speed_columns(s))
 
 
 def _noise_floor(control: QualityResult | SpeedResult) -> float | None:
@@ -164,6 +178,7 @@ def _quality_columns(q: QualityResult | None) -> dict[str, object]:
         "delta_p_rms": q.delta_p.rms,
         "quality_json": canonical_json(q.model_dump(mode="json")),
         "quality_imported": q.imported.tool if q.imported else None,
+        "tokens_path": tokens_path(q.tokens_sha256) if q.tokens_sha256 else None,
     }
 
 

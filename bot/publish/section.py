@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
 
 from bot.intake.repo_config import RepoConfig
 from bot.publish import card as cards
-from bot.publish.data_block import with_data
+from bot.publish.changelog import changelog
+from bot.publish.data_block import DataBlock, data_of, decode, with_block
 from bot.publish.model_index import Metadata, remove_metadata, splice_metadata
+from bot.publish.plot_files import PLOT_FILES, Plot
+from bot.publish.plots import plot_wish
 from bot.publish.render import render_section
 from bot.publish.rows import figures_key
+from bot.publish.verdict import Pairs, no_pairs
 from core.canonical import fingerprint
 from core.dataset import DatasetRow
 
+log = logging.getLogger(__name__)
+
 CARD = "README.md"
+#: Characters that an owner's own template may make of a section.
+_MAX_BODY = 400_000
 
 
 def rows_for(rows: Sequence[DatasetRow], config: RepoConfig) -> list[DatasetRow]:
@@ -31,6 +42,7 @@ def section_key(rows: Sequence[DatasetRow], config: RepoConfig) -> str:
         "columns": config.columns,
         "data": config.data if config.data != "comment" else "",
         "metadata": config.metadata,
+        "plots": plot_wish(rows, config),
         "disputed": sorted({row.disputed for row in rows if row.disputed}),
     }
     key = figures_key(list(rows))
@@ -40,7 +52,11 @@ def section_key(rows: Sequence[DatasetRow], config: RepoConfig) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What is told of a repo's rows. ``files`` go with the card; ``body`` stands between the markers."""
+    """What is told of a repo's rows. ``files`` go with the card; ``body`` stands between the markers.
+
+    ``data`` is the same for programs; ``with_changes`` the body that tells of changes, too; ``warning``: what is wrong
+    with the owner's own template, in whose place ours was taken.
+    """
 
     rows: Sequence[DatasetRow]
     config: RepoConfig
@@ -48,15 +64,28 @@ class Section:
     body: str
     files: dict[str, bytes]
     source_url: str
+    data: DataBlock
+    with_changes: Callable[[Sequence[Markup]], str]
+    warning: str | None = None
 
     def on(self, card: str) -> Metadata:
         """A card with this section and, where they are wanted and can be, ``model-index`` entries; else says why not.
 
+        Where the card has a section with other figures, this one says what changed since.
+
         Raises:
             CardError: its markers are damaged.
         """
-        new = cards.splice(card, self.body, key=self.key, position=self.config.position, after=self.config.after)
-        return splice_metadata(new, self.rows, key=self.key, enabled=self.config.metadata, source_url=self.source_url)
+        found = cards.find(card)
+        before = decode(card[found.start : found.end]) if found else None
+        told = changelog(before, self.data) if before else []
+        body = self.with_changes(told) if told else self.body
+        new = cards.splice(card, body, key=self.key, position=self.config.position, after=self.config.after)
+        placed = splice_metadata(new, self.rows, key=self.key, enabled=self.config.metadata, source_url=self.source_url)
+        if self.warning is None:
+            return placed
+        warning = f"The template for {self.rows[0].owner} is not used: {self.warning}"
+        return replace(placed, note=f"{placed.note} {warning}" if placed.note else warning)
 
     def says(self, card: str, *, main: str) -> bool:
         """Whether a pull's card tells this where it is wanted and is main's card otherwise.
@@ -74,19 +103,76 @@ class Section:
     @property
     def beside(self) -> list[str]:
         """What the pull changes besides the section, as ends of a sentence."""
-        files = [f"adds `{path}` with the same figures" for path in self.files]
-        return files + (["puts `model-index` entries into the front matter"] if self.config.metadata else [])
+        files = [f"adds `{path}` with the same figures" for path in self.files if path not in PLOT_FILES]
+        asked = files + (["puts `model-index` entries into the front matter"] if self.config.metadata else [])
+        told = [f"{' and '.join(asked)}, as your `.quantcard.yml` asks for"] if asked else []
+        if plots := [f"`{path}`" for path in self.files if path in PLOT_FILES]:
+            unless = "" if self.config.plots == "others" else " (not with `plots: false` in a `.quantcard.yml`)"
+            told.append(f"adds {'plots' if len(plots) > 1 else 'a plot'} of the figures, {' and '.join(plots)}{unless}")
+        return told
 
 
 def make_section(
-    rows: Sequence[DatasetRow], config: RepoConfig, *, endpoint: str, project_url: str, leaderboard_url: str
+    rows: Sequence[DatasetRow],
+    config: RepoConfig,
+    *,
+    endpoint: str,
+    project_url: str,
+    leaderboard_url: str,
+    dataset: str = "",
+    plots: Sequence[Plot] = (),
+    pairs: Pairs = no_pairs,
+    template: str | None = None,
 ) -> Section:
-    """The section of a repo's rows (one at least)."""
-    body = render_section(
-        rows, endpoint=endpoint, project_url=project_url, leaderboard_url=leaderboard_url, only=config.columns
-    )
-    body, files = with_data(body, rows, config.data)
-    return Section(rows, config, section_key(rows, config), body, files, leaderboard_url or project_url)
+    """The section of a repo's rows (one at least).
+
+    Args:
+        dataset: of the results.
+        plots: those that lie beside the card.
+        pairs: what the tokens of two files say of their KLDs.
+        template: its owner's own; where it is broken ours is taken, and a warning says so.
+    """
+
+    def render(changed: Sequence[Markup] = (), own: str | None = None) -> str:
+        return render_section(
+            rows,
+            endpoint=endpoint,
+            project_url=project_url,
+            leaderboard_url=leaderboard_url,
+            dataset=dataset,
+            only=config.columns,
+            plots=plots,
+            pairs=pairs,
+            changed=changed,
+            template=own,
+        )
+
+    warning = _wrong_with(render, template) if template is not None else None
+    if warning:
+        log.warning("The template for %s is not used: %s", rows[0].owner, warning)
+    own = None if warning else template
+    data = data_of(rows, pairs=pairs)
+    body, files = with_block(render(own=own), data, config.data)
+
+    def with_changes(changed: Sequence[Markup]) -> str:
+        return with_block(render(changed, own), data, config.data)[0]
+
+    key, source_url = section_key(rows, config), leaderboard_url or project_url
+    return Section(rows, config, key, body, files, source_url, data, with_changes, warning)
+
+
+def _wrong_with(render: Callable[..., str], template: str) -> str | None:
+    """Why a template can't be used for these rows, or None."""
+    try:
+        body = render(own=template)
+        if not body.strip():
+            return "It makes an empty section."
+        if len(body) > _MAX_BODY:
+            return f"It makes a section of more than {_MAX_BODY:,} characters."
+        cards.splice("# T\n", body, key="0" * 12)
+    except Exception as error:  # whatever an operator's template does: the card must not depend on it
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _place(card: str) -> int | None:

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at whether a job was cancelled.
 _LOOK_S = 2.0
+#: Seconds that a worker has for clearing away after it ended its job.
+_ENDING_S = 1.0
 
 
 def group_of(stage: str) -> str:
@@ -111,6 +113,7 @@ class Watch:
             return
         now, lease = self._clock.now(), self._settings.lease_s
         kept = store.leases.heartbeat(self._job.id, self._worker, now=now, lease=lease, progress=latest)
-        if not kept and not self._done.is_set() and not self._halt.is_set():
+        # It may be our own end of it that was written down just now.
+        if not kept and not self._halt.is_set() and not self._done.wait(_ENDING_S):
             logger.warning("Job %d was taken over by another worker; it is stopped here.", self._job.id)
             self._halt.give("lost")

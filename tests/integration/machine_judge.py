@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from machine_people import CONFIG, CONFIGS, DATA, README, Ground, without_ours
+from machine_people import CONFIG, CONFIGS, DATA, PLOTS, README, Ground, without_ours
 from machine_world import BOT, BROKEN_MARK, DAY, OWNER_OF, OWNERS, REPOS, key_of
 
 from bot.cycle import CycleReport
@@ -180,8 +180,10 @@ class Judge:
                 raise Broken(f"the bot committed to {where} behind a human")
             old, new = store.tree(commit.parents[0]), store.tree(commit.oid)
             touched = {path for path in {*old, *new} if old.get(path) != new.get(path)}
-            if more := touched - {README, DATA}:
+            if more := touched - {README, DATA, *PLOTS}:
                 raise Broken(f"{where} touches {sorted(more)}")
+            for path in PLOTS:
+                self._plot(repo_id, commit, path, where, touched=path in touched)
             if DATA in touched and not self._ever_had(repo_id, "file"):
                 raise Broken(f"{where} has {DATA}, which nobody asked for")
             try:
@@ -190,6 +192,25 @@ class Judge:
                 raise Broken(f"{where} has damaged markers") from error
             if card not in bare:
                 raise Broken(f"{where} changes the card outside the markers: {card!r} is none of {bare!r}")
+
+    def _plot(self, repo_id: str, commit: Commit, path: str, where: str, *, touched: bool) -> None:
+        """A commit of the bot's has small PNGs of its own only, shows what is there, and overwrites nobody's file."""
+        entry = self.ground.tree(repo_id, commit.oid).get(path)
+        new = self.ground.read(repo_id, commit.oid, path)
+        shown = b"](%s)" % path.encode() in (self.ground.read(repo_id, commit.oid) or b"")
+        if shown and (new is None or not _is_plot(new)):
+            raise Broken(f"{where} shows {path}, and no plot of ours is there")
+        if not touched:
+            return
+        old = self.ground.read(repo_id, commit.parents[0], path)
+        if old is not None and not _is_plot(old):
+            raise Broken(f"{where} writes over {path}, which is the owner's")
+        if new is None:
+            return
+        if not _is_plot(new) or len(new) > 100_000 or entry is None or entry.lfs is None:
+            raise Broken(f"{where} puts something else than a small plot at {path}")
+        if not shown:
+            raise Broken(f"{where} adds {path} and does not show it")
 
     def _ever_had(self, repo_id: str, config: str) -> bool:
         """Whether main ever had this ``.quantcard.yml``."""
@@ -348,6 +369,11 @@ class Judge:
         data, old = (self.ground.read(repo_id, one, DATA) for one in (ref, pull["baseOid"]))
         if wanted != CONFIGS["file"] and data not in (None, old):
             raise Broken(f"{where} has a {DATA}, which nobody wants any more: {reason}")
+        for path in PLOTS:
+            plot, old = (self.ground.read(repo_id, one, path) for one in (ref, pull["baseOid"]))
+            section = self.ground.read(repo_id, ref) or b""
+            if wanted == CONFIGS["no plots"] and (plot not in (None, old) or b"](%s)" % path.encode() in section):
+                raise Broken(f"{where} has {path}, which nobody wants: {reason}")
         if wanted != CONFIGS["no data"] and not _same(self._told(repo_id, ref), newest):
             raise Broken(f"{where} tells {self._told(repo_id, ref)}, not {newest}: {reason}")
         if self.ground.conflicts(pull, repo_id) and "can't be merged" not in reason:
@@ -365,6 +391,11 @@ class Judge:
         refused = sum(bool(found) and found[0]["status"] == "closed" for found in last)
         introduced = bool(theirs) and not any(pull["status"] == "merged" for pull in theirs)
         return not owner.consented and (introduced or refused > 1)
+
+
+def _is_plot(data: bytes) -> bool:
+    """Whether it is a PNG that says that it is the bot's."""
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtquantcard\0plot v=1" in data[:200]
 
 
 def text_of(event: dict[str, Any]) -> str:

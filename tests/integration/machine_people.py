@@ -19,6 +19,9 @@ from localhub.names import MAIN
 from localhub.repos import Repo, Repos
 
 README, CONFIG, DATA = "README.md", ".quantcard.yml", ".quantcard.json"
+PLOTS = ("quantcard/size-kld.png", "quantcard/speed-kld.png")
+#: A picture that an owner has where the bot would put one of its own.
+OWN_PICTURE = b"\x89PNG\r\n\x1a\n an owner's"
 CARD = b"---\nbase_model: demo-org/demo\nlicense: mit\n---\n# A model\n\nSome words.\n\n## How to use it\n\nLike so.\n"
 #: CRLF, odd YAML, trailing spaces, a fence that holds a marker of ours, no newline at the end.
 MESSY = (
@@ -202,6 +205,8 @@ CONFIGS: dict[str, bytes | None] = {
     "after": b"position: {after: How to use it}\n",
     "metadata": b"metadata: true\n",
     "columns": b"columns: [kld, size]\n",
+    "no plots": b"plots: false\n",
+    "others": b"plots: others\n",
 }
 #: What is said on a pull, by its owner or a stranger.
 SAYINGS = {
@@ -255,6 +260,8 @@ class People:
                     self.ground.commit(repo_id, me.name or "", {README: EDITS[deed.what](card, self._n)})
                 case "configure":
                     self.ground.commit(repo_id, me.name or "", {CONFIG: CONFIGS[deed.what]})
+                case "picture":
+                    self.ground.commit(repo_id, me.name or "", {PLOTS[0]: OWN_PICTURE if deed.what else None})
                 case "discussions":
                     seed.set_repo(self.ground.root, repo_id, discussions=deed.what)
                 case "reopen older" if len(ours) > 1:

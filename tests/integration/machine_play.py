@@ -18,6 +18,7 @@ from machine_people import Deed, Ground, People, usual
 from machine_world import HOUR, REPOS, Measuring, Scope, World, impatient, kill_at, kill_in
 
 from bot.cycle import CycleReport
+from bot.publish import drawing
 from bot.store import Store
 from bot.store.switch import pause, resume
 from core.errors import QuantcardError
@@ -42,6 +43,7 @@ PLACES = {
     "any": r"",
     "writes": r"^POST .*/(commit/|comment|status|edit)",
     "commit": r"^POST .*/commit/",
+    "plots": r"/preupload/|/objects/batch|/lfs-upload/|/info/lfs/verify",
     "discussions": r"/discussions",
     "repos": r"^GET /api/models",
 }
@@ -98,6 +100,8 @@ class Play:
 
     def __init__(self, folder: Path, measuring: Measuring) -> None:
         self.world, self.measuring = World(folder), measuring
+        # A bot that is to be killed is a fork: what it would load to draw is there already.
+        drawing._library()
         self.ground = Ground(self.world.root)
         self.people, self.judge = People(self.ground), Judge(self.ground)
 

@@ -17,11 +17,11 @@ from bot.clock import SystemClock
 from bot.commands.common import open_hub
 from bot.cycle import Cycle
 from bot.intake.view import view
-from bot.publish.export import parquet_bytes, parquet_rows
 from bot.publish.pulls import publish_repo
 from bot.publish.rows import current_rows
 from bot.store import Store
 from core.dataset import DatasetRow
+from core.dataset_file import parquet_bytes, parquet_rows
 
 FOREIGN = Path(__file__).parents[1] / "golden" / "foreign"
 LOG, VERBOSE, PLAIN = (FOREIGN / f"perplexity-{name}.log" for name in ("Q6_K", "verbose-Q4_K_M", "plain"))

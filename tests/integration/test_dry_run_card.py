@@ -101,7 +101,7 @@ def transcript(world: World, capfd: pytest.CaptureFixture[str], told: list[Datas
     whole = whole.replace(world.server.url, "https://hub")
     whole = re.sub(r"parent_commit='[0-9a-f]{40}'", "parent_commit='COMMIT'", whole)
     whole = re.sub(r"comment_id='\w+'", "comment_id='ID'", whole)
-    return re.sub(r"(\s+[\w.]+): [\d,]+ bytes", r"\1: N bytes", whole)
+    return re.sub(r"(\s+[\w./-]+): [\d,]+ bytes", r"\1: N bytes", whole)
 
 
 def apply(diff: str, folder: Path, before: bytes) -> bytes:

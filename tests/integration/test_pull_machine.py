@@ -48,6 +48,7 @@ _odd = st.one_of(
     st.builds(Deed, st.just("hide"), _repos, st.sampled_from(("first", "last"))),
     st.builds(Deed, st.just("rename"), _repos),
     st.builds(Deed, st.just("discussions"), _repos, st.booleans()),
+    st.builds(Deed, st.just("picture"), _repos, st.booleans()),
 )
 _deeds = st.one_of(_files, _cards, _words, _ends, _odd)
 _runs: st.SearchStrategy[Run] = st.one_of(

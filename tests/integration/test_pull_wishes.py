@@ -212,7 +212,7 @@ def test_the_first_comment_says_what_else_changes_and_who_runs_the_bot(world: Wo
     assert b"stddev" not in world.card("refs/pr/1").split(b"quantcard:data")[0]
     rows = [line for line in world.card("refs/pr/1").decode().splitlines() if line.startswith("| [Q8_0]")]
     # One repetition has no spread.
-    assert rows and rows[0].count("±") == 2 and "Speeds: one repetition each" in world.card("refs/pr/1").decode()
+    assert rows and rows[0].count("±") == 3 and "Speeds: one repetition each" in world.card("refs/pr/1").decode()
 
 
 # a dry run without a token

@@ -63,7 +63,7 @@ def test_the_leaderboard_is_json(world: World) -> None:
     assert [r["label"] for r in found["rows"]] == ["Q2_K", "Q2_K", "Q2_K"]
     assert "quality_json" not in found["rows"][0] and "results" in found["status"]
     whole = client.predict(found["rows"][0]["id"], api_name="/measurement")
-    assert whole["quality_json"] and whole["command"]
+    assert whole["quality"] and whole["command"] and whole["variant"]["id"] == found["rows"][0]["id"]
     stale = client.predict(search="Q4_0", include_stale=True, api_name="/leaderboard")
     assert [r["state"] for r in stale["rows"]] == ["stale"]
     assert client.predict(search="'; DROP TABLE measurements", api_name="/leaderboard")["total"] == 0
@@ -90,9 +90,69 @@ def test_errors_are_sentences(world: World) -> None:
         world.client().predict("nothing", api_name="/measurement")
 
 
+def test_every_view_has_an_endpoint(world: World) -> None:
+    client = world.client()
+    page = client.predict(MODEL, sort="-size", per_page=5, api_name="/model")
+    assert page["model"]["n_variants"] == page["variants"]["total"] == 26 and len(page["variants"]["rows"]) == 5
+    one, other = (row["id"] for row in page["variants"]["rows"][1:3])
+    assert client.predict(one, other, api_name="/compare")["how"] == "intervals"
+    assert client.predict(MODEL, 3.0, api_name="/pick")["best"]["size_bytes"] < 3e9
+    assert client.predict("bartowski", api_name="/uploader")["owner"]["n_models"] == 1
+    assert client.predict("gemma", api_name="/search")["hits"][0]["kind"] == "model"
+    assert client.predict(api_name="/models")["total"] == 3 and client.predict(api_name="/status")["n_models"] == 3
+    assert client.predict(MODEL.replace("Qwen3", "no"), api_name="/search")["hits"] == []
+    links = client.predict("owner/repo", api_name="/fragments")
+    assert links["badge"].endswith("/cards/owner/repo/badge.svg")
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_filtered_table_can_be_taken_along(world: World, kind: str) -> None:
+    path = Path(world.client().predict(kind, owner="unsloth", api_name="/download"))
+    content = path.read_bytes()
+    assert path.suffix == f".{kind}" and content
+    if kind == "csv":
+        assert content.count(b"\n") == 9 and b"bartowski/" in content, "its reference is another's"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values", "said"),
+    [
+        ("/variants", {"page": "x"}, "page must be a whole number"),
+        ("/variants", {"page": 1.5}, "page must be a whole number"),
+        ("/variants", {"page": 10**30}, "page must be a whole number"),
+        ("/variants", {"search": "a" * 10_000}, "search is too long"),
+        ("/variants", {"search": {"a": ["b"]}}, "search must be text"),
+        ("/variants", {"include_stale": "yes"}, "include_stale must be true or false"),
+        ("/variants", {"max_kld": -1}, "max_kld"),
+        ("/variants", {"show": "'; DROP TABLE models"}, "show"),
+        ("/pick", {"model": MODEL, "task": "win"}, "task must be one of"),
+        ("/pick", {"model": MODEL, "memory_gb": -4}, "memory_gb"),
+        ("/pick", {"model": "<script>"}, "No such base model"),
+        ("/compare", {"a": "x", "b": "y"}, "not there"),
+        ("/download", {"format": "../../x"}, "csv, json, parquet"),
+        ("/fragments", {"repo": "../../../x"}, "owner/name"),
+        ("/uploader", {"owner": None}, "Nothing of this uploader"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(world: World, endpoint: str, values: dict[str, Any], said: str) -> None:
+    client = world.client()
+    with pytest.raises(AppError, match=said):
+        client.predict(api_name=endpoint, **values)
+    assert client.predict(api_name="/status")["error"] is None, "the page lives"
+
+
+def test_results_are_typed(world: World) -> None:
+    api: dict[str, Any] = world.client().view_api(return_format="dict")  # type: ignore[assignment]
+    [result] = api["named_endpoints"]["/pick"]["returns"]
+    assert {"best", "because", "runner_up", "need_bytes"} <= set(result["type"]["properties"])
+
+
 def test_only_named_endpoints_are_public(world: World) -> None:
     api: dict[str, Any] = world.client().view_api(return_format="dict")  # type: ignore[assignment]
-    assert set(api["named_endpoints"]) == {"/leaderboard", "/measurement", "/request", "/queue"}
+    assert set(api["named_endpoints"]) == {
+        "/status", "/models", "/model", "/uploader", "/variants", "/search", "/measurement", "/compare", "/pick",
+        "/leaderboard", "/download", "/fragments", "/request", "/queue",
+    }  # fmt: skip
     assert not api["unnamed_endpoints"]
 
 

@@ -90,7 +90,7 @@ ROWS = [row("F16"), row("Q8_0"), row("Q4_K_M")]
 def test_the_key_follows_an_owners_wishes_and_else_only_the_figures() -> None:
     key = section_key(ROWS, RepoConfig())
     assert key == figures_key(ROWS)
-    assert section_key(ROWS, RepoConfig(position="top", plots=False, protocols=("wiki512",))) == key
+    assert section_key(ROWS, RepoConfig(position="top", plots=False, protocols=("wiki512",))) == key, "nothing to draw"
     others = {
         section_key(ROWS, RepoConfig(columns=("kld",))),
         section_key(ROWS, RepoConfig(columns=("kld", "size"))),
@@ -114,7 +114,7 @@ def section(config: RepoConfig, rows: list[object] | None = None) -> str:
 
 def test_columns_data_and_metadata_are_as_the_owner_wants_them() -> None:
     header = next(line for line in section(RepoConfig(columns=("size", "kld"))).splitlines() if "Quant" in line)
-    assert header == "| Quant | Size | Mean KLD |  |"
+    assert header.replace("\u00a0", " ") == "| Quant | Size | Mean KLD | Notes |"
     assert "quantcard:data" in section(RepoConfig()) and "quantcard:data" not in section(RepoConfig(data="none"))
     whole = section(RepoConfig(metadata=True))
     assert "model-index" in whole and "model-index" not in section(RepoConfig())

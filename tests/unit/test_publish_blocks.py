@@ -68,7 +68,8 @@ def test_the_section_is_seen_as_a_section_and_the_rest_as_before(card: str, posi
     section, ended, after = rest.partition(cards.END)
     assert found and ended, new
     whole = MARKDOWN.render(SECTION)
-    assert compared(section) == compared(f" v=1 key=abc{section.split('key=abc')[1].split('-->')[0]}-->{whole}"), new
+    marker = f" v={cards.SECTION_VERSION} key=abc{section.split('key=abc')[1].split('-->')[0]}-->"
+    assert compared(section) == compared(f"{marker}{whole}"), new
     assert compared(before + after) == compared(MARKDOWN.render(card)), new
 
 

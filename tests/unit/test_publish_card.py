@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from functools import lru_cache
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from situations import situations
 
+from bot.intake.repo_config import RepoConfig
 from bot.publish import card
 from bot.publish.card import BEGIN, END, CardError
+from bot.publish.data_block import decode
+from bot.publish.section import make_section
 
 BODY = "## Which file?\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```sh\nquantcard measure\n```"
 OTHER = "## Another\n\ntext"
@@ -59,6 +65,8 @@ def some_card(seed: int, *, simple: bool = False, ours: bool = False) -> str:
 
 
 SEED = st.integers(0, 1 << 40)
+#: Cards that are generated for the most important property; QUANTCARD_CARDS=100000 for a long run.
+N_CARDS = int(os.environ.get("QUANTCARD_CARDS", "5000"))
 
 
 def check_there_and_back(text: str, position: str) -> None:
@@ -70,7 +78,7 @@ def check_there_and_back(text: str, position: str) -> None:
     assert card.remove(new) == text
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=N_CARDS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SEED, POSITION)
 def test_put_in_and_taken_out_is_as_before(seed: int, position: str) -> None:
     text = some_card(seed)
@@ -188,6 +196,9 @@ def test_never_inside_code_or_front_matter(seed: int, position: str) -> None:
         ("text\n<!-- never closed\n", "end", "text\n\n"),
         ("    ```\n    indented\nend\n", "end", "    ```\n    indented\nend\n\n"),
         ("```not a fence`\nend\n", "end", "```not a fence`\nend\n\n"),
+        ("<table><tr><td>\n\n<div>\n# T\n</div>\n</td></tr></table>", "end",
+         "<table><tr><td>\n\n<div>\n# T\n</div>\n</td></tr></table>\n\n"),
+        ("<div>\n<details>\n\n# T\n\n</details>\n</div>\n", "top", "<div>\n<details>\n\n# T\n\n"),
         ("a\rb\r", "end", "a\rb\r\r"),
         ("a\n\r\nb\r", "end", "a\n\r\nb\r\n\n"),
     ],
@@ -248,3 +259,20 @@ def test_a_large_card_takes_no_time(text: str) -> None:
     new = card.splice(text, BODY, key="abc")
     assert time.process_time() - began < 5
     assert card.remove(new) == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(SEED, POSITION, st.sampled_from(sorted(situations())))
+def test_whole_sections_go_in_and_out(seed: int, position: str, name: str) -> None:
+    text = some_card(seed, simple=True)
+    body = whole(name)
+    new = card.splice(text, body, key="abc123", position=position)
+    assert card.remove(new) == text and decode(new) == decode(body) is not None
+
+
+@lru_cache
+def whole(name: str) -> str:
+    """A situation's section with its data."""
+    return make_section(
+        situations()[name], RepoConfig(), endpoint="https://huggingface.co", project_url="", leaderboard_url=""
+    ).body

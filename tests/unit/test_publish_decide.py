@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from rows import LADDER, row, sha
 
-from bot.publish.export import arrow_schema, parquet_bytes
 from bot.publish.manners import DAY, PullView, Standing, decide, held_back, not_replaced_yet
 from bot.publish.outcome import note_outcome, refused
 from bot.publish.rows import figures_key
 from bot.store import Store
 from bot.store.results import StoredPull
 from core.dataset import DatasetRow
+from core.dataset_file import arrow_schema, parquet_bytes
 from core.errors import HubError
 
 

@@ -99,7 +99,7 @@ def test_a_card_says_why_there_is_no_reference() -> None:
     section = render_section([alone], project_url="", **LINKS)
     assert "Quality could not be measured here, only speed. Its card names no base" in section
     beside = render_section([row("Q8_0"), alone], project_url="", **LINKS)
-    assert "no reference: Its card names no base" in beside
+    assert "no reference. Its card names no base" in beside
 
 
 def test_the_page_shows_by_what_right_a_file_is_the_reference() -> None:

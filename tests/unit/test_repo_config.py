@@ -47,7 +47,7 @@ def test_wishes(text: str, found: RepoConfig) -> None:
         (f"protocols: [{', '.join('abcdefghijklmnopq')}]", ["up to 16 names"]),
         ("columns: [kdl]", ["'columns' has no 'kdl' (did you mean 'kld'?)", *COLUMNS]),
         ("columns: [{a: b}]", ["'columns' takes a list"]),
-        ("plots: yess", ["'plots' takes true or false"]),
+        ("plots: yess", ["'plots' takes true, false or others"]),
         ("position: middle", ["'position' takes end, top, or {after: the text of a heading}, not 'middle'."]),
         ("position: {before: x}", ["'position' takes"]),
         ("position: {after: ''}", ["'position' takes"]),

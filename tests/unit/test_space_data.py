@@ -298,4 +298,4 @@ def test_many_rows_stay_quick(tmp_path: Path) -> None:
     started = datetime.now()
     assert len(results.rows(search="bartowski", sort="size", offset=15_000)) == 50
     assert datetime.now() - started < timedelta(seconds=2)
-    assert json.loads(results.rows(limit=1)[0].row.protocol_json)["name"] == "wiki512"
+    assert json.loads(next(iter(results.snapshot.protocols.values())))["name"] == "wiki512"
