@@ -127,7 +127,7 @@ def test_jobs_can_be_listed_and_shown(setting: Setting) -> None:
     shown = setting.quantcard("jobs", "show", str(listed[0]["id"])).stdout
     assert "running" in shown and "done" in shown
     retry = setting.quantcard("jobs", "retry", str(listed[0]["id"]))
-    assert retry.returncode == 2 and "not dead" in retry.stderr
+    assert retry.returncode == 2 and "nothing to retry" in retry.stderr
 
 
 @pytest.mark.parametrize(
