@@ -258,11 +258,11 @@ class World:
         """Wait for the moment that a kill is meant for, but not for long; what kind of a kill it is now."""
         done = self._count("state = 'done'")
         comes: dict[str, Callable[[], bool]] = {
-            "service, with an output just finished": lambda: any(
-                found.suffix in (".parquet", ".gguf") for found in (self.data / "work").glob("*/*")
+            "service, with an output just finished": lambda: (
+                _holds(self.data / "work", "*/*.parquet") or _holds(self.data / "work", "*/*.gguf")
             ),
             "service, with a job just ended": lambda: self._count("state = 'done'") > done,
-            "service, while a file is fetched": lambda: any((self.data / "models").rglob("*.part")),
+            "service, while a file is fetched": lambda: _holds(self.data / "models", "**/*.part"),
         }
         if kind not in comes:
             time.sleep(self._chance.uniform(0.0, 3.0))
@@ -372,3 +372,10 @@ def _quantized(folder: Path, label: str) -> bytes:
 
 def _card(number: int) -> bytes:
     return f"---\nbase_model: nobody/demo-{number}\nlicense: mit\n---\n# Demo {number}\n\nSome words.\n".encode()
+
+
+def _holds(folder: Path, pattern: str) -> bool:
+    """Whether there is such a file; folders may go while they are looked through."""
+    with suppress(OSError):
+        return any(True for _ in folder.glob(pattern))
+    return False

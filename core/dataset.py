@@ -99,9 +99,7 @@ class DatasetRow(BaseModel):
     kld_p99: float | None = Field(default=None, description="one token in a hundred lies above")
     kld_p99_9: float | None = Field(default=None, description="one token in a thousand lies above")
     kld_max: float | None = Field(default=None, description="the worst token")
-    same_top: float | None = Field(
-        default=None, description="share of tokens where both hold the same one most likely"
-    )
+    same_top: float | None = Field(default=None, description="share of tokens where both hold the same one most likely")
     same_top_stderr: float | None = Field(default=None, description="its standard error")
     delta_p_rms: float | None = Field(
         default=None, description="root mean square change of the right token's probability"

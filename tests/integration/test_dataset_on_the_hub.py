@@ -58,19 +58,19 @@ def test_the_page_reads_what_the_bot_published(world: World) -> None:
 def test_a_retracted_figure_stays_with_its_reason_until_that_is_taken_back(world: World) -> None:
     settings = world.settings()
 
-    def published(variant: str) -> DatasetRow:
+    def published(id: str) -> DatasetRow:
         world.cycle()
         content = (settings.data / "export" / MEASUREMENTS_PATH).read_bytes()
-        return next(row for row in parquet_rows(content) if row.variant == variant)
+        return next(row for row in parquet_rows(content) if row.id == id)
 
     before = next(row for row in parquet_rows((settings.data / "export" / MEASUREMENTS_PATH).read_bytes())
                   if row.state == "measured" and not row.is_reference)  # fmt: skip
     retract(before.repo_id, before.variant, reason="A broken build\nmeasured it.", db=settings.db)
-    gone = published(before.variant)
+    gone = published(before.id)
     assert (gone.state, gone.reason) == ("retracted", "A broken build measured it.")
     assert gone.kld_mean == before.kld_mean, "what was measured stays visible"
     retract(before.repo_id, before.variant, undo=True, db=settings.db)
-    assert published(before.variant).state == "measured"
+    assert published(before.id).state == "measured"
     with pytest.raises(SettingsError, match="--reason"):
         retract(before.repo_id, before.variant, db=settings.db)
     with pytest.raises(SettingsError, match="There is no file"):
