@@ -60,6 +60,7 @@ class Plan:
     """How much chaos.
 
     ``variants``: files beside the reference, each with two jobs; they come in ``waves``, some repos at a time.
+    ``pause_s``: the longest that a kill at a random moment waits for it.
     """
 
     kills: int
@@ -69,6 +70,7 @@ class Plan:
     labels: tuple[str, ...] = LABELS
     seed: int = 5
     limit_s: float = 3 * 3600.0
+    pause_s: float = 3.0
 
     @property
     def jobs(self) -> int:
@@ -235,7 +237,7 @@ class World:
             ended = self._count(f"state IN {ENDED}")
             say(f"{number} kills, {ended} jobs ended, {time.monotonic() - self._began:.0f} s")
         if kind == "service, while it starts":
-            time.sleep(self._chance.uniform(0.0, 4.0))
+            time.sleep(self._chance.uniform(0.0, self.plan.pause_s + 1.0))
         else:
             # As many kills in the first half of the work as in the second; and it has to get on between them.
             due = 0.9 * plan.jobs * number / plan.kills
@@ -265,7 +267,7 @@ class World:
             "service, while a file is fetched": lambda: _holds(self.data / "models", "**/*.part"),
         }
         if kind not in comes:
-            time.sleep(self._chance.uniform(0.0, 3.0))
+            time.sleep(self._chance.uniform(0.0, self.plan.pause_s))
             return kind
         until = time.monotonic() + _MOMENT_S
         while not comes[kind]():

@@ -28,7 +28,7 @@ from bot.queue.needs import memory_ratios
 from bot.queue.plan import plan
 from bot.queue.pool import Pool
 from bot.queue.runners.registry import runners_of
-from bot.queue.worker import JobEvent
+from bot.queue.worker import JobEvent, alive, worker_name
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.db import immediate
@@ -227,7 +227,7 @@ class Cycle:
 
     def publish(self, report: CycleReport) -> None:
         """Bring cards and the dataset up to date; one process at a time, or a repo could get two pulls."""
-        lease = Lease(self.store, self.clock)
+        lease = Lease(self.store, self.clock, owner=worker_name(), alive=alive)
         if self._take(lease):
             with lease.publishing():
                 self._publish(report, lease)

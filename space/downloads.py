@@ -6,7 +6,8 @@ import json
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+import weakref
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from core.errors import InputError
+from core.sandbox.scratch import scratch_folder
 from space.data import Results
 from space.filters import Filters, order_by
 from space.published_file import SHORT
@@ -87,12 +89,15 @@ class Folder:
 
     def __init__(self, *, keep_s: float = 600.0) -> None:
         self._keep_s = keep_s
-        self._folder = tempfile.TemporaryDirectory(prefix="quantcard-")
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(scratch_folder())
+            # What a process that is killed leaves of it, the next one sweeps away.
+            weakref.finalize(self, stack.pop_all().close)
 
     def fresh(self) -> Path:
         """A new folder in it."""
-        for old in Path(self._folder.name).iterdir():
+        for old in self._folder.iterdir():
             with suppress(OSError):
                 if time.time() - old.stat().st_mtime > self._keep_s:
                     shutil.rmtree(old)
-        return Path(tempfile.mkdtemp(dir=self._folder.name))
+        return Path(tempfile.mkdtemp(dir=self._folder))

@@ -22,6 +22,7 @@ from bot.publish.preview_page import Page, render_page
 from bot.publish.pulls import preview, publish_repo
 from bot.publish.rows import current_rows, settled
 from bot.publish.section import CARD
+from bot.queue.worker import alive, worker_name
 from bot.settings import Settings, load_settings
 from bot.store import Store
 from bot.store.repos import Repo
@@ -129,7 +130,7 @@ def _show_page(page: str, *, out: Path | None, port: int) -> None:
 
 def _publish(store: Store, hub: HubDoor, settings: Settings, repo: Repo, rows: list[DatasetRow]) -> Outcome:
     clock = SystemClock()
-    lease = Lease(store, clock)
+    lease = Lease(store, clock, owner=worker_name(), alive=alive)
     if not lease.take():
         raise SettingsError("Another quantcard publishes from this database just now. Try again in a minute.")
     with lease.publishing():

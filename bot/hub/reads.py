@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from bot.hub.door import Comment, FileTooLargeError, HubPull, RepoDetail, RepoSu
 from bot.hub.streams import HubStreams
 from core.errors import HubNotFoundError
 from core.gguf_files import RepoFile
+from core.sandbox.scratch import scratch_folder
 
 #: Seconds that one range may take in all; a server that drips bytes does not hold us longer.
 _RANGE_LIMIT_S = 600.0
@@ -184,11 +184,9 @@ class HubReads(HubStreams):
 
     def dataset_file(self, repo_id: str, path: str) -> bytes | None:
         """A file of a dataset repo, or None if there is none."""
-        with tempfile.TemporaryDirectory(prefix="quantcard-dataset-") as folder:
+        with scratch_folder() as folder:
             try:
-                return self.download(
-                    repo_id, path, revision="main", folder=Path(folder), repo_type="dataset"
-                ).read_bytes()
+                return self.download(repo_id, path, revision="main", folder=folder, repo_type="dataset").read_bytes()
             except HubNotFoundError:
                 return None
 

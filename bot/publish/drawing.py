@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from bot.publish.plot_files import MARK
 from bot.publish.plot_labels import Box, Segment, leading, place
 from bot.publish.plots import Picture, Point
+from core.sandbox.scratch import scratch_folder
 
 #: Pixels of a plot's width, and of its height by the number of names in it.
 _WIDTH, _HEIGHTS = 1280, ((12, 960), (24, 1040), (10_000, 1280))
@@ -61,8 +61,8 @@ def _library() -> Any:
     """Matplotlib; its first import makes a list of fonts and looks for settings, which must not lie in the home."""
     name = "MPLCONFIGDIR"
     before = os.environ.get(name)
-    with tempfile.TemporaryDirectory(prefix="quantcard-plots-") as folder:
-        os.environ[name] = folder
+    with scratch_folder() as folder:
+        os.environ[name] = str(folder)
         try:
             import matplotlib
             import matplotlib.backends.backend_agg

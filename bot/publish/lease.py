@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -22,14 +22,28 @@ class LeaseLostError(HubConflictError):
 
 
 class Lease:
-    """The right to publish from a database."""
+    """The right to publish from a database.
 
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock, self._owner = store, clock, uuid.uuid4().hex
+    Args:
+        owner: a name that no other process has.
+        alive: whether the process of that name is known to live (True) or to have ended (False).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        owner: str | None = None,
+        alive: Callable[[str], bool | None] = lambda _: None,
+    ) -> None:
+        self._store, self._clock, self._owner = store, clock, owner or uuid.uuid4().hex
+        self._alive = alive
 
     def take(self) -> bool:
         """Take it, or say that another process has it."""
-        return self._store.results.take_lease(_NAME, self._owner, now=self._clock.now(), lease=LEASE_S)
+        now = self._clock.now()
+        return self._store.results.take_lease(_NAME, self._owner, now=now, lease=LEASE_S, alive=self._alive)
 
     def keep(self) -> None:
         """Say that we are still at it.

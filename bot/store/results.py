@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from sqlite_utils import Database
 
 from bot.store.db import immediate
 from core.contract import BaselineResult, QualityResult, SpeedResult, result_adapter
+
+#: Seconds in which what a process that was killed had sent last may still arrive.
+_ON_ITS_WAY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +223,26 @@ class Results:
             return str(row["value"])
         return None
 
-    def take_lease(self, name: str, owner: str, *, now: float, lease: float) -> bool:
-        """Take or prolong a named lease that one process at a time may hold; False while another one holds it."""
+    def take_lease(
+        self,
+        name: str,
+        owner: str,
+        *,
+        now: float,
+        lease: float,
+        alive: Callable[[str], bool | None] = lambda _: None,
+    ) -> bool:
+        """Take or prolong a named lease that one process at a time may hold; False while another one holds it.
+
+        Args:
+            alive: whether a holder is known to live (True) or to have ended (False: its lease ends with it).
+        """
         with immediate(self._db):
             held = json.loads(self.get(f"lease:{name}") or "null")
             if held and held["owner"] != owner and held["until"] > now:
-                return False
+                silent = now - (held["until"] - lease)
+                if silent < _ON_ITS_WAY_S or alive(held["owner"]) is not False:
+                    return False
             self.put(f"lease:{name}", json.dumps({"owner": owner, "until": now + lease}))
             return True
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        end_stuck({str(folder)})
         remove(folder)
         lock.unlink(missing_ok=True)
         os.close(held)
@@ -87,6 +89,7 @@ def sweep(base: str | None = None) -> int:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 folder = lock.with_suffix("")
+                end_stuck({str(folder)})
                 if folder.exists() and _is_ours(folder):
                     remove(folder)
                     found += 1
@@ -99,6 +102,21 @@ def sweep(base: str | None = None) -> int:
             old = time.time() - folder.stat().st_mtime > _OLD
             if folder.suffix != ".lock" and not Path(f"{folder}.lock").exists() and old and _is_ours(folder):
                 remove(folder)
+                found += 1
+    return found
+
+
+def end_stuck(folders: Collection[str]) -> int:
+    """Kill what bubblewrap left of sandboxes over these folders; how many there were.
+
+    Where the outer of its two processes is killed while it sets a sandbox up, the inner one waits for it for ever.
+    """
+    found = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if Path(os.fsdecode(words[0])).name == "bwrap" and any(os.fsencode(one) in words for one in folders):
+                os.kill(int(entry.name), signal.SIGKILL)
                 found += 1
     return found
 

@@ -10,7 +10,7 @@ from benchmarks.chaos import chaos_title, measure_chaos
 from benchmarks.chaos_world import Plan
 from benchmarks.table import render
 
-PLAN = Plan(kills=8, variants=8, repos=2, waves=2, labels=("Q4_0",), seed=23, limit_s=200.0)
+PLAN = Plan(kills=7, variants=8, repos=2, waves=2, labels=("Q4_0",), seed=23, limit_s=200.0, pause_s=1.0)
 
 
 @pytest.mark.timeout(300)
