@@ -13,6 +13,7 @@ from typing import Any
 from core.dataset import DatasetRow
 from core.errors import QuantcardError
 from space import snapshot
+from space.filters import SORTS
 from space.sources import HubSource, LocalSource, NothingPublishedError, Published, Source
 from space.text import ago, plural
 
@@ -20,22 +21,6 @@ __all__ = ["SORTS", "Count", "Entry", "HubSource", "LocalSource", "Results", "So
 
 log = logging.getLogger(__name__)
 
-#: What rows can be sorted by: a name in URLs and in the API, and the SQL behind it (nothing else reaches SQL).
-SORTS: dict[str, tuple[str, ...]] = {
-    "model": ("coalesce(base_model, repo_id)", "protocol_name", "protocol_fingerprint", "kld_mean"),
-    "label": ("label",),
-    "repo": ("lower(repo_id)",),
-    "bpw": ("bpw",),
-    "size": ("size_bytes",),
-    "kld_mean": ("kld_mean",),
-    "kld_p99_9": ("kld_p99_9",),
-    "same_top": ("same_top",),
-    "ppl_ratio": ("ppl_ratio",),
-    "pp": ("pp_ts",),
-    "tg": ("tg_ts",),
-    "memory": ("coalesce(peak_vram_bytes, peak_memory_bytes)",),
-    "measured": ("measured_at",),
-}
 MAX_LIMIT = 1000
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 
 from bot.queue.disk import Demand, Disk, OpenJob, demand_of
-from bot.queue.places import baseline_path
+from bot.queue.places import baseline_name
 from bot.settings import Settings
 from bot.store import Store
 from bot.store.db import immediate
@@ -49,12 +48,10 @@ def disk_of(settings: Settings) -> Disk:
 def _demand(settings: Settings) -> Iterator[Demand]:
     """What open jobs need; meanwhile none can be claimed. With a connection of its own: any thread may ask."""
     with Store(settings.db) as store, immediate(store.db):
-        protocols: dict[str, Protocol] = {}
-        jobs = []
-        for key, reference, text, running in store.standing.needs(_LOOKED_AT):
-            protocol = protocols.setdefault(text, Protocol.model_validate_json(text))
-            folder: Path | None = None
-            if reference is not None:
-                folder = baseline_path(settings.data, reference, protocol, "states").parent
-            jobs.append(OpenJob(key, baseline=folder.name if folder else None, running=running))
+        # The same few over and over; reading one takes longer than the row.
+        protocol = cache(Protocol.model_validate_json)
+        jobs = [
+            OpenJob(key, baseline=baseline_name(reference, protocol(text)) if reference else None, running=running)
+            for key, reference, text, running in store.standing.needs(_LOOKED_AT)
+        ]
         yield demand_of(jobs)

@@ -16,9 +16,14 @@ _UNFINISHED_S = 7 * 24 * 3600.0
 _SUFFIX: dict[BaselineFormat, str] = {"states": ".gguf", "logits": ".kld"}
 
 
+def baseline_name(reference_key: str, protocol: Protocol) -> str:
+    """What the folder of a baseline, and the file in it, are called."""
+    return f"{reference_key[:16]}-{protocol.fingerprint[:16]}"
+
+
 def baseline_path(data: Path, reference_key: str, protocol: Protocol, kind: BaselineFormat) -> Path:
     """The baseline of a reference under a protocol: in a folder of its own, with all that stands beside it."""
-    name = f"{reference_key[:16]}-{protocol.fingerprint[:16]}"
+    name = baseline_name(reference_key, protocol)
     return data / "baselines" / name / f"{name}{_SUFFIX[kind]}"
 
 

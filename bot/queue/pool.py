@@ -173,10 +173,9 @@ class Pool:
     def _refuse_too_large(self, store: Store) -> None:
         """End jobs that fit no runner, where every runner's size is known."""
         most = [most_memory(runner.capacity()) for runner in self.runners]
-        if known := [one for one in most if one is not None]:
-            if len(known) < len(most):
-                return
-            largest = max(known)
-            ended = store.leases.refuse_larger(largest, now=self.clock.now())
-            if ended:
-                self.tell(f"{ended} jobs need more memory than any runner has ({largest / 1e9:.0f} GB).")
+        known = [one for one in most if one is not None]
+        if not known or len(known) < len(most):
+            return
+        largest = max(known)
+        if ended := store.leases.refuse_larger(largest, now=self.clock.now()):
+            self.tell(f"{ended} jobs need more memory than any runner has ({largest / 1e9:.0f} GB).")

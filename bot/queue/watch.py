@@ -88,6 +88,7 @@ class Watch:
     def _beat(self) -> None:
         lease = self._settings.lease_s
         every, beaten, told = min(_LOOK_S, lease / 4), 0.0, None
+        store: Store | None = None
         while not self._done.wait(every):
             with self._lock:
                 stage, seconds, latest = self._stage, time.monotonic() - self._since, self._latest
@@ -100,11 +101,16 @@ class Watch:
             else:
                 due, beaten, told = True, time.monotonic(), latest
             try:
-                with Store(self._settings.db) as store:
-                    self._ask(store, latest, due=due)
+                store = store or Store(self._settings.db)
+                self._ask(store, latest, due=due)
             except Exception as error:
                 # Hours of measuring are not given up for a lease that can't be prolonged just now.
                 logger.warning("The lease of job %d could not be prolonged: %s", self._job.id, error)
+                if store is not None:
+                    store.close()
+                store = None
+        if store is not None:
+            store.close()
 
     def _ask(self, store: Store, latest: ProgressEvent | None, *, due: bool) -> None:
         if store.leases.cancelled(self._job.id):

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import logging
 import os
-import queue
 import secrets
 import socket
 import threading
@@ -28,6 +27,7 @@ from bot.queue.places import drop_work, work_folder
 from bot.queue.plan import job_key
 from bot.queue.recheck import compare_with_first, other_runners, recheck
 from bot.queue.runners.base import FETCHING, JobStopped, ModelSource, Runner, Stages, Task
+from bot.queue.runners.patiently import patiently
 from bot.queue.specs import Asked, ask
 from bot.queue.watch import Halt, Watch
 from bot.settings import Settings
@@ -213,31 +213,17 @@ class Worker:
     def _fetch(
         self, variant: Variant, halt: Halt, progress: Callable[[ProgressEvent], None], fetch: Callable[[], Path]
     ) -> Path:
-        """Run ``fetch`` in a thread that a stop leaves behind: a download can't be interrupted, and may take hours."""
-        done: queue.SimpleQueue[Path | BaseException] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                done.put(fetch())
-            except BaseException as error:
-                done.put(error)
-
-        threading.Thread(target=work, name="fetch", daemon=True).start()
+        """Run ``fetch``, which may take hours; a stop leaves it behind."""
         told = time.monotonic()
-        while True:
-            try:
-                found = done.get(timeout=0.2)
-            except queue.Empty:
-                if halt.is_set():
-                    raise JobStopped from None
-                if time.monotonic() - told >= 1.0:
-                    told = time.monotonic()
-                    so_far = fetched_bytes(self._settings.data, variant)
-                    progress(ProgressEvent(stage=FETCHING, done=so_far, total=variant.size_bytes))
-                continue
-            if isinstance(found, BaseException):
-                raise found
-            return found
+
+        def meanwhile() -> None:
+            nonlocal told
+            if time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                so_far = fetched_bytes(self._settings.data, variant)
+                progress(ProgressEvent(stage=FETCHING, done=so_far, total=variant.size_bytes))
+
+        return patiently(fetch, halt, name="fetch", meanwhile=meanwhile)
 
     def _record_again(self, job: Job, *, reason: str) -> None:
         assert job.reference_id is not None

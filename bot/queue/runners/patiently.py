@@ -14,8 +14,14 @@ T = TypeVar("T")
 _TICK = 0.1
 
 
-def patiently(work: Callable[[], T], stop: Stop) -> T:
+def patiently(
+    work: Callable[[], T], stop: Stop, *, name: str = "patiently", meanwhile: Callable[[], None] = lambda: None
+) -> T:
     """What ``work`` gives, or its error.
+
+    Args:
+        name: of the thread.
+        meanwhile: called again and again in this thread while it lasts.
 
     Raises:
         JobStopped: ``stop`` was set first; the work goes on, and nobody hears of its end.
@@ -29,13 +35,14 @@ def patiently(work: Callable[[], T], stop: Stop) -> T:
         except BaseException as error:
             done.put((False, error))
 
-    threading.Thread(target=run, name="patiently", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     while True:
         try:
             good, value = done.get(timeout=_TICK)
         except queue.Empty:
             if stop.is_set():
                 raise JobStopped from None
+            meanwhile()
             continue
         if good:
             return value  # type: ignore[return-value]
