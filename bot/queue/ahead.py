@@ -78,7 +78,7 @@ class Ahead:
         """Look at once: something has changed in the queue."""
         self._wake.set()
 
-    def stop(self, *, timeout: float = 2.0) -> None:
+    def stop(self, *, timeout: float = 1.0) -> None:
         """End, leaving what was fetched so far; a connection that gives nothing is not waited for any longer."""
         self._stop.set()
         self._wake.set()
