@@ -230,6 +230,9 @@ def locked(folder: Path, *, wait: Callable[[], None]) -> Iterator[None]:
         except FileNotFoundError:
             continue
         except OSError as error:
+            if isinstance(error, FileExistsError) and (folder.is_dir() or not folder.exists()):
+                # It was taken away, or made anew, while mkdir looked at what stands there.
+                continue
             raise StorageError(f"The model folder can't be used ({error.strerror}). Check the data folder.") from error
         try:
             if not _try_lock(handle):
